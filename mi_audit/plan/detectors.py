@@ -1,0 +1,263 @@
+"""Specs of detectors: what is to be learned, where and from what. Frozen, hashable, free of torch."""
+
+import hashlib
+import inspect
+import math
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from mi_audit.errors import PlanError, SuiteError
+from mi_audit.plan.digest import Json, digest_of
+from mi_audit.plan.places import At, Tokens
+from mi_audit.suites.prompt import Prompt
+from mi_audit.suites.suite import Suite
+
+type Method = Literal["difference_of_means", "mass_mean", "logistic"]
+METHODS: tuple[Method, ...] = ("difference_of_means", "mass_mean", "logistic")
+
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
+
+
+@dataclass(frozen=True)
+class FalsePositiveRate:
+    """A threshold that at most this share of the negatives in `on` exceeds; it is frozen before any claim is read."""
+
+    rate: float
+    on: Suite
+
+    def describe(self) -> dict[str, Json]:
+        """JSON-ready description, part of the plan's digest."""
+        return {"kind": "false_positive_rate", "rate": self.rate, "on": describe_suite(self.on)}
+
+    def __str__(self) -> str:
+        return f"{self.rate:.3g} false positive rate on {self.on.name}"
+
+
+@dataclass(frozen=True)
+class FixedThreshold:
+    """A threshold given as a number on the detector's own scale."""
+
+    value: float
+
+    def describe(self) -> dict[str, Json]:
+        """JSON-ready description, part of the plan's digest."""
+        return {"kind": "fixed", "value": self.value}
+
+    def __str__(self) -> str:
+        return f"{self.value:g}"
+
+
+type Threshold = FalsePositiveRate | FixedThreshold | None
+
+
+@dataclass(frozen=True)
+class ProbeSpec:
+    """A linear probe to be fitted on the model under audit."""
+
+    name: str
+    method: Method
+    at: At
+    tokens: Tokens
+    fit: Suite
+    threshold: Threshold
+
+    def describe(self) -> dict[str, Json]:
+        """JSON-ready description, part of the plan's digest."""
+        return {
+            "kind": "probe",
+            "name": self.name,
+            "method": self.method,
+            "at": self.at.describe(),
+            "tokens": self.tokens.describe(),
+            "fit": describe_suite(self.fit),
+            "threshold": self.threshold.describe() if self.threshold else None,
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the description."""
+        return digest_of(self.describe())
+
+    @property
+    def suites(self) -> tuple[Suite, ...]:
+        """The suites that are read before the detector can score: to fit it and to calibrate its threshold."""
+        return (self.fit, *_calibration(self.threshold))
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.method} probe, {self.at}, {self.tokens}"
+
+
+@dataclass(frozen=True)
+class DirectionSpec:
+    """A direction that was found elsewhere, read from a safetensors file."""
+
+    name: str
+    file: Path
+    file_digest: str
+    at: At
+    tokens: Tokens
+    threshold: Threshold
+
+    def describe(self) -> dict[str, Json]:
+        """JSON-ready description, part of the plan's digest; the file counts by its content, not its path."""
+        return {
+            "kind": "direction",
+            "name": self.name,
+            "file": self.file_digest,
+            "at": self.at.describe(),
+            "tokens": self.tokens.describe(),
+            "threshold": self.threshold.describe() if self.threshold else None,
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the description."""
+        return digest_of(self.describe())
+
+    @property
+    def suites(self) -> tuple[Suite, ...]:
+        """The suites that are read before the detector can score: to calibrate its threshold."""
+        return _calibration(self.threshold)
+
+    def __str__(self) -> str:
+        return f"{self.name}: direction from {self.file.name}, {self.at}, {self.tokens}"
+
+
+type DetectorSpec = ProbeSpec | DirectionSpec
+
+
+def describe_suite(suite: Suite) -> dict[str, Json]:
+    """A suite as the plan's digest sees it: its rows count through their digest."""
+    return {"name": suite.name, "digest": suite.digest, "n": len(suite)}
+
+
+def negatives_of(suite: Suite) -> tuple[Prompt, ...]:
+    """The prompts on which a detector should stay quiet: those not of the positive class, or all where the suite names no positive class."""
+    if suite.positive is None and not isinstance(suite.prompts[0].label, bool):
+        return suite.prompts
+    return tuple(prompt for prompt, positive in zip(suite.prompts, suite.labels(), strict=True) if not positive)
+
+
+def false_positive_rate(rate: float, *, on: Suite) -> FalsePositiveRate:
+    """Set the threshold so that at most `rate` of the negatives in `on` exceed it.
+
+    The threshold is the ⌈(1 − rate)(n + 1)⌉-th smallest score of the n negatives, as in split conformal prediction (Vovk et al. 2005), so that a new negative
+    of the same kind exceeds it with probability ≤ rate. No claim may be tested on the same prompts or groups.
+
+    Raises:
+        PlanError: a rate outside (0, 0.5], or fewer negatives than can show it (n ≥ 1/rate − 1).
+    """
+    if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate <= 0.5:
+        raise PlanError(f"mi.false_positive_rate({rate!r}, …): a rate is a number above 0 and at most 0.5")
+    _require_suite(on, "mi.false_positive_rate(…, on=…)")
+    negatives = len(negatives_of(on))
+    least = math.ceil(1 / rate - 1 - 1e-9)
+    if negatives < least:
+        raise PlanError(f"mi.false_positive_rate({rate:g}, on={on.name}): a rate of {rate:g} needs at least {least} negatives, the suite has {negatives}")
+    return FalsePositiveRate(float(rate), on)
+
+
+def probe(
+    name: str,
+    *,
+    method: Method,
+    at: At,
+    fit: Suite,
+    tokens: str | Tokens = "last",
+    threshold: FalsePositiveRate | float | None = None,
+) -> ProbeSpec:
+    """Declare a linear probe.
+
+    Args:
+        name: how reports name it: lower-case letters, digits, `_` and `-`.
+        method: `difference_of_means` (μ⁺ − μ⁻) or `mass_mean` (Σ⁻¹(μ⁺ − μ⁻), Σ within-class, Ledoit–Wolf shrinkage), both from Marks & Tegmark 2023
+            (arXiv 2310.06824); `logistic`: L2-regularised logistic regression on standardised activations, its strength chosen by grouped cross-validation.
+        at: the hook point, from `mi.at`.
+        fit: a labelled suite with both classes; no claim may be tested on its prompts or groups.
+        tokens: `last`, `all`, `response`, `mi.span(…)` or `mi.last_of(…)`.
+        threshold: `mi.false_positive_rate(…)`, or a number on the probe's own scale; needed for `recall`, `rate` and `accuracy`.
+
+    Raises:
+        PlanError: an argument is of the wrong kind, or the fit suite has no labels or only one class.
+    """
+    _require_name(name, "mi.probe")
+    if method not in METHODS:
+        raise PlanError(f"mi.probe({name!r}, method={method!r}): known methods are {', '.join(METHODS)}")
+    _require_at(at, f"mi.probe({name!r}, at=…)")
+    _require_suite(fit, f"mi.probe({name!r}, fit=…)")
+    try:
+        one_class = len(set(fit.labels())) < 2
+    except SuiteError as error:
+        raise PlanError(f"mi.probe({name!r}, fit={fit.name}): {error}") from error
+    if one_class:
+        raise PlanError(f"mi.probe({name!r}, fit={fit.name}): all its prompts have one label; a probe learns from both classes")
+    return ProbeSpec(name, method, at, Tokens.of(tokens), fit, _threshold(threshold, f"mi.probe({name!r}, threshold=…)"))
+
+
+def direction(
+    name: str,
+    file: str | Path,
+    *,
+    at: At,
+    tokens: str | Tokens = "last",
+    threshold: FalsePositiveRate | float | None = None,
+) -> DirectionSpec:
+    """Declare a detector that projects on a direction found elsewhere.
+
+    Args:
+        name: how reports name it.
+        file: a safetensors file with a float vector `direction` of the hook point's width and optionally `centre`; relative to the audit file.
+        at: the hook point, from `mi.at`.
+        tokens: as for `mi.probe`.
+        threshold: as for `mi.probe`.
+
+    Raises:
+        PlanError: an argument is of the wrong kind, or the file is missing or too large.
+    """
+    _require_name(name, "mi.direction")
+    _require_at(at, f"mi.direction({name!r}, at=…)")
+    caller = inspect.stack()[1].filename
+    path = Path(file) if Path(file).is_absolute() else Path(caller).parent / file
+    if path.suffix != ".safetensors":
+        raise PlanError(f"mi.direction({name!r}, {str(file)!r}): only .safetensors files are read; save the vector with safetensors.numpy.save_file")
+    if path.is_symlink() or not path.is_file():
+        raise PlanError(f"mi.direction({name!r}, {str(file)!r}): no such file next to the audit file")
+    if path.stat().st_size > 64 * 2**20:
+        raise PlanError(f"mi.direction({name!r}, {str(file)!r}): the file is larger than 64 MiB, which no direction is")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return DirectionSpec(name, path, digest, at, Tokens.of(tokens), _threshold(threshold, f"mi.direction({name!r}, threshold=…)"))
+
+
+def _calibration(threshold: Threshold) -> tuple[Suite, ...]:
+    return (threshold.on,) if isinstance(threshold, FalsePositiveRate) else ()
+
+
+def _threshold(threshold: object, where: str) -> Threshold:
+    match threshold:
+        case None | FalsePositiveRate():
+            return threshold
+        case bool():
+            pass
+        case int() | float() if math.isfinite(threshold):
+            return FixedThreshold(float(threshold))
+    raise PlanError(f"{where}: give mi.false_positive_rate(rate, on=suite) or a finite number, not {threshold!r}")
+
+
+def _require_name(name: object, where: str) -> None:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise PlanError(f"{where}({name!r}, …): a detector's name is lower-case letters, digits, '_' and '-', starting with a letter, at most 64 long")
+
+
+def _require_at(at: object, where: str) -> None:
+    if not isinstance(at, At):
+        raise PlanError(f"{where}: give mi.at(point, depth=…) or mi.at(point, layer=…), not {at!r}")
+
+
+def _require_suite(suite: object, where: str) -> None:
+    if not isinstance(suite, Suite):
+        raise PlanError(f"{where}: give a suite made with mi.suite(…), not {suite!r}")
+    if len(suite) == 0:
+        raise PlanError(f"{where}: the suite {suite.name} is empty")

@@ -1,0 +1,12 @@
+"""One way to digest a description: SHA-256 over canonical JSON (RFC 8785)."""
+
+import hashlib
+
+import rfc8785
+
+type Json = str | int | float | bool | None | list[Json] | dict[str, Json]
+
+
+def digest_of(description: "dict[str, Json]") -> str:
+    """SHA-256, in hex, of the canonical JSON (RFC 8785) of a description. Equal on every machine and Python version."""
+    return hashlib.sha256(rfc8785.dumps(description)).hexdigest()  # type: ignore[arg-type]

@@ -1,0 +1,74 @@
+"""What an audit's body works with: a reading, whose quantities are worth claiming something of.
+
+The same class serves the run, where `evaluate` returns estimates, and the trace, where it returns stand-ins without values.
+"""
+
+from collections.abc import Callable
+
+from mi_audit.errors import PlanError, SuiteError
+from mi_audit.plan.measurements import NEEDS_LABELS, NEEDS_THRESHOLD, EstimateSpec, Quantity, ReadSpec
+from mi_audit.stats.estimate import Estimate
+
+type Evaluate = Callable[[EstimateSpec], Estimate]
+
+
+class Reading:
+    """A detector's scores on a suite. Each method returns an `Estimate`; compare it with a number to make a claim.
+
+    All intervals are cluster-robust: n is counted in groups (templates, entities, pairs).
+    """
+
+    def __init__(self, spec: ReadSpec, evaluate: Evaluate) -> None:
+        self.spec = spec
+        self._evaluate = evaluate
+
+    def auroc(self) -> Estimate:
+        """Area under the ROC curve: the probability that a positive prompt scores above a negative one (ties count one half)."""
+        return self._estimate("auroc")
+
+    def recall(self) -> Estimate:
+        """Share of the positive prompts that score above the detector's frozen threshold."""
+        return self._estimate("recall")
+
+    def rate(self) -> Estimate:
+        """Share of all prompts, whatever their label, that score above the detector's frozen threshold."""
+        return self._estimate("rate")
+
+    def accuracy(self) -> Estimate:
+        """Share of the prompts that the frozen threshold puts on the side of their label."""
+        return self._estimate("accuracy")
+
+    def mean(self) -> Estimate:
+        """Mean score, on the detector's own scale."""
+        return self._estimate("mean")
+
+    def mean_difference(self) -> Estimate:
+        """Mean score of the positive prompts minus that of the negative ones, on the detector's own scale."""
+        return self._estimate("mean_difference")
+
+    def paired_difference(self, pairs: str = "pair") -> Estimate:
+        """Mean over pairs of positive minus negative score. `pairs` names the suite's field that holds the pair's name."""
+        suite = self.spec.suite
+        absent = next((prompt.id for prompt in suite if prompt.field(pairs) is None), None)
+        if absent is not None:
+            raise PlanError(f"paired_difference(pairs={pairs!r}) on {suite.name}: prompt {absent!r} has no field {pairs!r}; name the field that pairs the prompts")
+        return self._estimate("paired_difference", pairs)
+
+    def effect_size(self) -> Estimate:
+        """Standardised mean difference between the classes, Hedges' g (Hedges 1981)."""
+        return self._estimate("effect_size")
+
+    def _estimate(self, quantity: Quantity, pairs: str | None = None) -> Estimate:
+        detector, suite = self.spec.detector, self.spec.suite
+        if quantity in NEEDS_THRESHOLD and detector.threshold is None:
+            raise PlanError(f"{quantity}() of {detector.name}: the detector has no threshold; declare it with threshold=mi.false_positive_rate(rate, on=suite)")
+        if quantity in NEEDS_LABELS:
+            try:
+                one_class = len(set(suite.labels())) < 2
+            except SuiteError as error:
+                raise PlanError(f"{quantity}() of {self.spec}: {error}") from error
+            if one_class and quantity != "recall":
+                raise PlanError(f"{quantity}() of {self.spec}: the suite has only one class; it takes positive and negative prompts to tell them apart")
+            if not any(suite.labels()):
+                raise PlanError(f"{quantity}() of {self.spec}: the suite has no positive prompts to recall")
+        return self._evaluate(EstimateSpec(self.spec, quantity, pairs))
