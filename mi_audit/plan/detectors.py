@@ -1,6 +1,5 @@
 """Specs of detectors: what is to be learned, where and from what. Frozen, hashable, free of torch."""
 
-import hashlib
 import inspect
 import math
 import re
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from mi_audit.errors import PlanError, SuiteError
-from mi_audit.plan.digest import Json, digest_of
+from mi_audit.plan.digest import Json, digest_of, sha256_of_file
 from mi_audit.plan.places import At, Tokens
 from mi_audit.suites.prompt import Prompt
 from mi_audit.suites.suite import Suite
@@ -227,8 +226,7 @@ def direction(
         raise PlanError(f"mi.direction({name!r}, {str(file)!r}): no such file next to the audit file")
     if path.stat().st_size > 64 * 2**20:
         raise PlanError(f"mi.direction({name!r}, {str(file)!r}): the file is larger than 64 MiB, which no direction is")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return DirectionSpec(name, path, digest, at, Tokens.of(tokens), _threshold(threshold, f"mi.direction({name!r}, threshold=…)"))
+    return DirectionSpec(name, path, sha256_of_file(path), at, Tokens.of(tokens), _threshold(threshold, f"mi.direction({name!r}, threshold=…)"))
 
 
 def _calibration(threshold: Threshold) -> tuple[Suite, ...]:

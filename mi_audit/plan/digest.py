@@ -1,6 +1,7 @@
 """One way to digest a description: SHA-256 over canonical JSON (RFC 8785)."""
 
 import hashlib
+from pathlib import Path
 
 import rfc8785
 
@@ -10,3 +11,13 @@ type Json = str | int | float | bool | None | list[Json] | dict[str, Json]
 def digest_of(description: "dict[str, Json]") -> str:
     """SHA-256, in hex, of the canonical JSON (RFC 8785) of a description. Equal on every machine and Python version."""
     return hashlib.sha256(rfc8785.dumps(description)).hexdigest()  # type: ignore[arg-type]
+
+
+def sha256_of_file(path: Path) -> str:
+    """SHA-256, in hex, of a file's bytes.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

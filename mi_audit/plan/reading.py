@@ -48,10 +48,8 @@ class Reading:
 
     def paired_difference(self, pairs: str = "pair") -> Estimate:
         """Mean over pairs of positive minus negative score. `pairs` names the suite's field that holds the pair's name."""
-        suite = self.spec.suite
-        absent = next((prompt.id for prompt in suite if prompt.field(pairs) is None), None)
-        if absent is not None:
-            raise PlanError(f"paired_difference(pairs={pairs!r}) on {suite.name}: prompt {absent!r} has no field {pairs!r}; name the field that pairs the prompts")
+        for prompt in self.spec.suite:
+            prompt.field(pairs)
         return self._estimate("paired_difference", pairs)
 
     def effect_size(self) -> Estimate:

@@ -151,7 +151,9 @@ def trace_body(body: Callable[[Trace], object], file: Path) -> Trace:
     except MiAuditError as error:
         if not trace.faults:
             trace.faults.append(f"{file.name}:{_line_of(error, file)}: {error}")
-    except Exception as error:  # noqa: BLE001 — the body is the user's code: whatever it raises is a fault of the audit, reported with its line
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # noqa: BLE001 — the body is the user's code: whatever it raises, skips and exits too, is a fault of the audit, reported with its line
         trace.faults.append(f"{file.name}:{_line_of(error, file)}: {type(error).__name__} while planning: {error}. {_PLAIN}")
     else:
         if inspect.isawaitable(returned) or inspect.isgenerator(returned) or inspect.isasyncgen(returned):

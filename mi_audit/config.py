@@ -1,0 +1,84 @@
+"""Settings of a run: what `--audit-…` options and `audit_…` ini keys say."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from mi_audit.errors import PlanError
+
+DEFAULT_MODEL: Final = "smollm2-135m-instruct"
+FORMATS: Final = ("html", "none")
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting: option `--audit-<name>`, ini key `audit_<name>`."""
+
+    name: str
+    metavar: str
+    default: str
+    help: str
+
+
+OPTIONS: Final = (
+    Option("model", "REF", DEFAULT_MODEL, "the model under audit: a shipped name, a hub name with optional @revision, a local directory or a .gguf file"),
+    Option("device", "DEVICE", "auto", "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps"),
+    Option("dtype", "DTYPE", "auto", "auto (float32 on CPU, the checkpoint's on GPU), float32, bfloat16, float16"),
+    Option("out", "DIR", "", "where the evidence goes (default audit-results/<time>-<model>)"),
+    Option("format", "FORMAT", "html", "report beside the evidence: html or none"),
+    Option("alpha", "ALPHA", "0.025", "one-sided probability at most with which a claim wrongly passes"),
+    Option("seed", "SEED", "0", "seed of every random step"),
+    Option("limit", "N", "", "read at most N prompts of each suite, for trying things out; such a run is PARTIAL"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Checked settings of one run."""
+
+    model: str = DEFAULT_MODEL
+    device: str = "auto"
+    dtype: str = "auto"
+    out: Path | None = None
+    format: str = "html"
+    alpha: float = 0.025
+    seed: int = 0
+    limit: int | None = None
+
+    @classmethod
+    def of(cls, values: dict[str, str]) -> "Settings":
+        """Check the text of every option.
+
+        Raises:
+            PlanError: a value is out of range; the message names the option.
+        """
+        if values["format"] not in FORMATS:
+            raise PlanError(f"--audit-format {values['format']}: known formats are {', '.join(FORMATS)}")
+        return cls(
+            model=values["model"],
+            device=values["device"],
+            dtype=values["dtype"],
+            out=Path(values["out"]) if values["out"] else None,
+            format=values["format"],
+            alpha=_number(values["alpha"], "--audit-alpha", 1e-6, 0.5),
+            seed=_whole(values["seed"], "--audit-seed", 0, 2**53),
+            limit=_whole(values["limit"], "--audit-limit", 1, 2**53) if values["limit"] else None,
+        )
+
+
+def _number(text: str, option: str, low: float, high: float) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value < high:
+        raise PlanError(f"{option} {text}: give a number from {low:g} to below {high:g}")
+    return value
+
+
+def _whole(text: str, option: str, low: int, high: int) -> int:
+    value = int(text) if text.isdecimal() and len(text) < 20 else -1
+    if not low <= value <= high:
+        raise PlanError(f"{option} {text}: give a whole number from {low}")
+    return value

@@ -1,0 +1,44 @@
+"""No claim is tested on what its detector has seen: prompts and groups used to fit or to calibrate may not come back in a reading."""
+
+from mi_audit.plan.detectors import DetectorSpec, FalsePositiveRate, ProbeSpec
+from mi_audit.plan.measurements import ReadSpec
+from mi_audit.suites.suite import Suite
+
+
+def leak_in(reading: ReadSpec) -> str | None:
+    """What the reading's suite shares with what its detector was made from, in words; None when they are apart."""
+    for use, seen in _seen_by(reading.detector):
+        shared = _shared(seen, reading.suite)
+        if shared:
+            return f"{reading.detector.name} is tested on {reading.suite.name}, but {shared} in {seen.name}, which {use}; test on other groups, e.g. another split"
+    return None
+
+
+def leak_inside(detector: DetectorSpec) -> str | None:
+    """What the calibration suite shares with the fit suite, in words; a threshold calibrated on fitted prompts is too low or too high."""
+    if isinstance(detector, ProbeSpec) and isinstance(detector.threshold, FalsePositiveRate):
+        shared = _shared(detector.fit, detector.threshold.on)
+        if shared:
+            return f"{detector.name} is calibrated on {detector.threshold.on.name}, but {shared} in {detector.fit.name}, which it is fitted on; calibrate on other groups"
+    return None
+
+
+def _seen_by(detector: DetectorSpec) -> list[tuple[str, Suite]]:
+    seen = []
+    if isinstance(detector, ProbeSpec):
+        seen.append(("it is fitted on", detector.fit))
+    if isinstance(detector.threshold, FalsePositiveRate):
+        seen.append(("its threshold is calibrated on", detector.threshold.on))
+    return seen
+
+
+def _shared(seen: Suite, tested: Suite) -> str | None:
+    digests = {prompt.digest: prompt.id for prompt in seen}
+    twice = next((prompt for prompt in tested if prompt.digest in digests), None)
+    if twice is not None:
+        return f"its prompt {twice.id!r} also stands (as {digests[twice.digest]!r})"
+    if seen.origins & tested.origins:
+        groups = set(seen.groups()) & set(tested.groups())
+        if groups:
+            return f"its group {min(groups)!r} also stands"
+    return None

@@ -1,0 +1,94 @@
+"""The plan of a run: every audit, every claim with its literal threshold, and what passes through the model for them, digested before the run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from mi_audit.plan.audit import AuditMark
+from mi_audit.plan.detectors import DetectorSpec
+from mi_audit.plan.digest import Json, digest_of
+from mi_audit.plan.measurements import DISCRIMINATES, ClaimSpec, ReadSpec
+from mi_audit.plan.tracing import TracedClaim
+from mi_audit.suites.suite import Suite
+
+
+@dataclass(frozen=True)
+class PlannedAudit:
+    """One audit as planned. With a fault it can't run; with an `unplanned` reason it runs but can't gate."""
+
+    id: str
+    file: Path
+    function: str
+    source_digest: str
+    mark: AuditMark
+    doc: str
+    claims: tuple[TracedClaim, ...] = ()
+    faults: tuple[str, ...] = ()
+    unplanned: str | None = None
+
+    @property
+    def title(self) -> str:
+        """One line for people."""
+        return self.mark.title or self.function.removeprefix("audit_").replace("_", " ")
+
+    def describe(self) -> dict[str, Json]:
+        """JSON-ready description, part of the plan's digest; lines and paths don't count."""
+        return {
+            "id": self.id,
+            "source": self.source_digest,
+            "mark": self.mark.describe(),
+            "claims": [claim.spec.describe() for claim in self.claims],
+            "faults": list(self.faults),
+            "unplanned": self.unplanned,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every audit of a run, in order, and the numbers that all of them share."""
+
+    audits: tuple[PlannedAudit, ...]
+    alpha: float
+    seed: int
+    limit: int | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of what will be decided and how. Equal on every machine; changes with any threshold, suite row, spec or audit source."""
+        return digest_of({"audits": [audit.describe() for audit in self.audits], "alpha": self.alpha, "seed": self.seed, "limit": self.limit})
+
+    @property
+    def claims(self) -> Iterator[tuple[PlannedAudit, ClaimSpec]]:
+        """Every claim of the audits that can run, with its audit."""
+        return ((audit, claim.spec) for audit in self.audits if not audit.faults for claim in audit.claims)
+
+    @property
+    def readings(self) -> tuple[ReadSpec, ...]:
+        """Every reading that a claim rests on, once each, in order of first use."""
+        return tuple(dict.fromkeys(claim.estimate.reading for _, claim in self.claims))
+
+    @property
+    def detectors(self) -> tuple[DetectorSpec, ...]:
+        """Every detector that a claim rests on, once each, in order of first use."""
+        return tuple(dict.fromkeys(reading.detector for reading in self.readings))
+
+    @property
+    def suites(self) -> tuple[Suite, ...]:
+        """Every suite that passes through the model, once each: those that fit and calibrate first."""
+        first = [suite for detector in self.detectors for suite in detector.suites]
+        return tuple(dict.fromkeys([*first, *(reading.suite for reading in self.readings)]))
+
+    @property
+    def forward_prompts(self) -> int:
+        """How many distinct prompts pass through the model; each passes once, whatever the number of detectors."""
+        return len({prompt.digest for suite in self.suites for prompt in suite})
+
+    def instruments_of(self, detector: DetectorSpec) -> tuple[tuple[PlannedAudit, ClaimSpec], ...]:
+        """The claims about the instrument that speak of this detector."""
+        return tuple((audit, claim) for audit, claim in self.claims if audit.mark.about == "instrument" and claim.estimate.reading.detector == detector)
+
+
+def shows_that_it_reads(claim: ClaimSpec) -> bool:
+    """Whether a claim, once it passed, shows that its detector tells the classes apart; a claim of silence does not."""
+    return claim.estimate.quantity in DISCRIMINATES and claim.op in (">", ">=")

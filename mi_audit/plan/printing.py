@@ -1,0 +1,45 @@
+"""The plan in lines of text, for the terminal."""
+
+from collections.abc import Iterator
+
+from mi_audit.plan.detectors import FalsePositiveRate, ProbeSpec
+from mi_audit.plan.plan import Plan
+from mi_audit.suites.suite import Suite
+
+
+def lines_of(plan: Plan) -> Iterator[str]:
+    """What will be decided, on what, before anything is measured."""
+    claims = sum(1 for _ in plan.claims)
+    yield f"mi-audit plan {plan.digest[:16]}: {_count(len(plan.audits), 'audit')}, {_count(claims, 'claim')}, alpha {plan.alpha:g} one-sided, seed {plan.seed}"
+    for audit in plan.audits:
+        yield f"  {audit.mark.about:<10}  {audit.id}"
+        for fault in audit.faults:
+            yield f"      ERROR  {fault}"
+        if audit.unplanned:
+            yield f"      UNPLANNED  {audit.unplanned}; it runs, but the run can't gate"
+        for claim in audit.claims if not audit.faults else ():
+            yield f"      {claim.spec}"
+    if plan.detectors:
+        yield "  detectors"
+    for detector in plan.detectors:
+        yield f"      {detector}"
+        if isinstance(detector, ProbeSpec):
+            yield f"          fitted on {_sized(detector.fit)}"
+        if isinstance(detector.threshold, FalsePositiveRate):
+            yield f"          threshold for a {detector.threshold.rate:.3g} false positive rate on {_sized(detector.threshold.on)}"
+        elif detector.threshold:
+            yield f"          threshold {detector.threshold}"
+    if plan.readings:
+        yield "  suites"
+    for suite in dict.fromkeys(reading.suite for reading in plan.readings):
+        yield f"      {_sized(suite)}"
+    limited = f" (at most {plan.limit} of each suite that is read)" if plan.limit else ""
+    yield f"  {_count(plan.forward_prompts, 'prompt')} pass through the model, once each{limited}"
+
+
+def _sized(suite: Suite) -> str:
+    return f"{suite.name}: {_count(len(suite), 'prompt')} in {_count(len(set(suite.groups())), 'group')}, digest {suite.digest[:12]}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
