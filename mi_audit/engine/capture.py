@@ -1,0 +1,173 @@
+"""Activations of many prompts at many sites: one forward pass per batch, reduced at the tap to one vector per prompt and site."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mi_audit.engine.batches import DEFAULT_BUDGET, plan_batches
+from mi_audit.engine.forward import read_batch
+from mi_audit.engine.progress import Progress
+from mi_audit.engine.reduction import Reduced
+from mi_audit.engine.selection import select
+from mi_audit.engine.site import Site
+from mi_audit.engine.tokens import encode
+from mi_audit.errors import PromptError
+from mi_audit.plan.places import Tokens
+from mi_audit.suites.prompt import Prompt
+
+if TYPE_CHECKING:
+    from mi_audit.model.loaded import LoadedModel
+
+__all__ = ["Captures", "Site", "capture"]
+
+
+class Captures:
+    """What was read, in the order of the prompts that were given.
+
+    Attributes:
+        n_tokens: int64 [n], tokens of each prompt.
+        prompts_forwarded: distinct prompts that passed through the model.
+        tokens_forwarded: their tokens, padding left out.
+        seconds: wall time of the forward passes.
+    """
+
+    def __init__(self, readings: Mapping[Site, "_Reading"], rows: NDArray[np.int64], n_tokens: NDArray[np.int64], seconds: float) -> None:
+        self._readings = dict(readings)
+        self._rows = rows
+        self.n_tokens = n_tokens[rows]
+        self.prompts_forwarded = len(n_tokens)
+        self.tokens_forwarded = int(n_tokens.sum())
+        self.seconds = seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens that passed through the model per second of wall time, padding left out; 0 where there were none."""
+        return self.tokens_forwarded / self.seconds if self.seconds > 0 else 0.0
+
+    def vectors(self, site: Site) -> NDArray[np.float32]:
+        """The activation of each prompt, float32 [n, width]: of the one selected token, or the mean over several without the attention sinks among them."""
+        return self._readings[site].vectors[self._rows]
+
+    def token_index(self, site: Site) -> NDArray[np.int64]:
+        """The position that was read, or the last of those averaged, int64 [n]."""
+        return self._readings[site].token_index[self._rows]
+
+    def excluded(self, site: Site) -> NDArray[np.int64]:
+        """How many attention sinks were left out of each mean, int64 [n]."""
+        return self._readings[site].excluded[self._rows]
+
+
+def capture(
+    model: "LoadedModel", prompts: Sequence[Prompt], sites: Iterable[Site], *, progress: Progress | None = None, budget: int = DEFAULT_BUDGET
+) -> Captures:
+    """Read prompts at sites with one forward pass per batch, however many the sites.
+
+    The pass goes through the decoder without the LM head and stops once the deepest site is read. What is kept of a prompt is a vector per site;
+    activations do not outlive their batch. Prompts with the same tokens and the same selected positions pass through the model once.
+
+    Args:
+        model: the model under audit.
+        prompts: what is read, n of them.
+        sites: where, one at least. An attention sink is a token whose norm, at that very hook point, stands out (`mi_audit.model.sinks`); it is left out
+            of means over several tokens, and read like any other where it alone is selected.
+        progress: hears of the batches.
+        budget: padded tokens in a batch, at most.
+
+    Raises:
+        HookPointError: this model has no such hook point.
+        ValueError: no site.
+        PromptError: a prompt can't be encoded, a selection does not fit it, all its selected tokens are sinks, or an activation is not finite.
+    """
+    sites = tuple(dict.fromkeys(sites))
+    if not sites:
+        raise ValueError("capture() needs one site at least")
+    selections = tuple(dict.fromkeys(site.tokens for site in sites))
+    inputs, rows = _distinct(_prepare(model, prompt, selections) for prompt in prompts)
+    readings = {site: _Reading.empty(len(inputs), model.hook_points.resolve(site.at.point, site.at.layer).width) for site in sites}
+    lengths = np.array([len(each.ids) for each in inputs], dtype=np.int64)
+    batches = plan_batches(lengths.tolist(), budget)
+    began = perf_counter()
+    with _reporting(progress, len(inputs), int(lengths.sum())):
+        for batch in batches:
+            positions = {tokens: [inputs[index].positions[number] for index in batch] for number, tokens in enumerate(selections)}
+            for site, result in read_batch(model, [inputs[index].ids for index in batch], positions, sites).items():
+                readings[site].store(batch, result, site, inputs)
+            if progress is not None:
+                progress.advance(len(batch), int(lengths[batch].sum()))
+    return Captures(readings, rows, lengths, perf_counter() - began)
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """A prompt ready to pass through the model: its tokens and, per selection, the positions to read."""
+
+    prompt_id: str
+    ids: tuple[int, ...]
+    positions: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What is kept of one site, a row per distinct prompt."""
+
+    vectors: NDArray[np.float32]
+    token_index: NDArray[np.int64]
+    excluded: NDArray[np.int64]
+
+    @classmethod
+    def empty(cls, n: int, width: int) -> "_Reading":
+        return cls(np.empty((n, width), dtype=np.float32), np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64))
+
+    def store(self, batch: list[int], result: Reduced, site: Site, inputs: Sequence[_Input]) -> None:
+        """Keep a batch. Raises PromptError for a prompt without a number to keep."""
+        vectors = result.vectors.cpu().numpy()
+        only_sinks = np.flatnonzero(result.kept.cpu().numpy() == 0)
+        if only_sinks.size:
+            name = inputs[batch[only_sinks[0]]].prompt_id
+            raise PromptError(
+                f"prompt {name!r}: at {site}, all selected tokens are attention sinks, which say nothing of the prompt; select more tokens, or tokens='last'"
+            )
+        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        if broken.size:
+            name = inputs[batch[broken[0]]].prompt_id
+            raise PromptError(
+                f"prompt {name!r}: at {site}, the activation is not finite (NaN or infinity); load the model with dtype='float32', or check its weights"
+            )
+        self.vectors[batch] = vectors
+        self.token_index[batch] = result.token_index.cpu().numpy()
+        self.excluded[batch] = result.excluded.cpu().numpy()
+
+
+def _prepare(model: "LoadedModel", prompt: Prompt, selections: Sequence[Tokens]) -> _Input:
+    encoded = encode(model.tokenizer, prompt, max_length=model.max_length)
+    return _Input(prompt.id, encoded.ids, tuple(tuple(select(encoded, tokens, prompt)) for tokens in selections))
+
+
+def _distinct(inputs: Iterable[_Input]) -> tuple[list[_Input], NDArray[np.int64]]:
+    """The inputs without repetition, and for each input given its row among them."""
+    first: dict[tuple[object, object], int] = {}
+    kept: list[_Input] = []
+    rows: list[int] = []
+    for each in inputs:
+        row = first.setdefault((each.ids, each.positions), len(kept))
+        if row == len(kept):
+            kept.append(each)
+        rows.append(row)
+    return kept, np.array(rows, dtype=np.int64)
+
+
+@contextmanager
+def _reporting(progress: Progress | None, prompts: int, tokens: int) -> Iterator[None]:
+    if progress is None:
+        yield
+        return
+    progress.start(prompts, tokens)
+    try:
+        yield
+    finally:
+        progress.close()
