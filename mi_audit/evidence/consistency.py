@@ -1,0 +1,127 @@
+"""What must hold between records: a verdict better than its grounds is never written, and never believed."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from mi_audit.errors import EvidenceError
+from mi_audit.evidence.records import SCHEMA_VERSION, AuditRecord, ClaimRecord, RunRecord
+from mi_audit.stats.verdict import Verdict
+
+
+def check(run: RunRecord) -> None:
+    """Refuse a run whose records contradict each other.
+
+    Raises:
+        EvidenceError: names the first record that does not fit and why.
+    """
+    problem = next(_problems(run), None)
+    if problem:
+        raise EvidenceError(f"the evidence contradicts itself: {problem}")
+
+
+def _problems(run: RunRecord) -> Iterator[str]:
+    if run.schema_version != SCHEMA_VERSION:
+        yield f"its schema version is {run.schema_version!r}; this version of mi-audit reads {SCHEMA_VERSION!r}"
+    yield from _references(run)
+    claims = {claim.id: claim for claim in run.claims}
+    for claim in run.claims:
+        yield from _claim(claim, run)
+    yield from _instruments(run)
+    for audit in run.audits:
+        yield from _audit(audit, claims)
+    if Verdict.worst([audit.verdict for audit in run.audits]).severity > run.verdict.severity:
+        yield f"the overall verdict is {run.verdict}, better than the worst audit"
+    if not run.partial:
+        yield from _completeness(run)
+
+
+def _references(run: RunRecord) -> Iterator[str]:
+    yield from _twice("audit", (audit.id for audit in run.audits))
+    yield from _twice("claim", (claim.id for claim in run.claims))
+    yield from _twice("reading", (reading.id for reading in run.readings))
+    detectors = {detector.digest for detector in run.detectors}
+    suites = {suite.digest for suite in run.suites}
+    readings = {reading.id: reading for reading in run.readings}
+    for reading in run.readings:
+        if reading.detector_digest not in detectors:
+            yield f"reading {reading.id} uses the detector {reading.detector!r}, which is not recorded"
+        if reading.suite_digest not in suites:
+            yield f"reading {reading.id} uses the suite {reading.suite!r}, which is not recorded"
+    for claim in run.claims:
+        read = readings.get(claim.reading)
+        if read is None:
+            yield f"claim {claim.id} rests on the reading {claim.reading}, which is not recorded"
+        elif (read.detector_digest, read.suite_digest) != (claim.detector_digest, claim.suite_digest):
+            yield f"claim {claim.id} names another detector or suite than its reading"
+    made = [(claim.id, claim.audit) for claim in run.claims]
+    listed = [(claim, audit.id) for audit in run.audits for claim in audit.claims]
+    if sorted(made) != sorted(listed):
+        odd = min(set(made) ^ set(listed), default=("", ""))
+        yield f"claim {odd[0]} of {odd[1]} is recorded without being listed by its audit, or listed without being recorded"
+
+
+def _twice(kind: str, ids: Iterable[str]) -> Iterator[str]:
+    for name, count in Counter(ids).items():
+        if count > 1:
+            yield f"{kind} {name} is recorded {count} times"
+
+
+def _claim(claim: ClaimRecord, run: RunRecord) -> Iterator[str]:
+    if claim.alpha != run.plan.alpha:
+        yield f"claim {claim.id} was decided at alpha {claim.alpha:g}, the plan says {run.plan.alpha:g}"
+    for null in claim.nulls:
+        if abs(null.p - (null.k + 1) / (null.draws + 1)) > 1e-9 or null.k > null.draws:
+            yield f"claim {claim.id}: the null {null.name!r} has p = {null.p:g}, which is not (k + 1)/(B + 1)"
+        if null.passed and null.p > claim.alpha + 1e-9:
+            yield f"claim {claim.id}: the null {null.name!r} is called beaten with p = {null.p:g} above alpha"
+    if claim.verdict is not Verdict.PASS:
+        return
+    if claim.value is None or claim.low is None or claim.high is None:
+        yield f"claim {claim.id} is PASS without an estimate and its interval"
+    elif not _holds(claim.op, claim.low, claim.high, claim.threshold):
+        yield f"claim {claim.id} is PASS, but its interval [{claim.low:g}, {claim.high:g}] is not all {claim.op} {claim.threshold:g}"
+    if not all(null.passed for null in claim.nulls):
+        yield f"claim {claim.id} is PASS without beating its nulls"
+
+
+def _holds(op: str, low: float, high: float, threshold: float) -> bool:
+    match op:
+        case ">=":
+            return low >= threshold
+        case ">":
+            return low > threshold
+        case "<=":
+            return high <= threshold
+        case _:
+            return high < threshold
+
+
+def _instruments(run: RunRecord) -> Iterator[str]:
+    shown: dict[str, list[Verdict]] = {}
+    for claim in run.claims:
+        if claim.about == "instrument":
+            shown.setdefault(claim.detector_digest, []).append(claim.verdict)
+    for claim in run.claims:
+        if claim.about == "model" and claim.verdict is Verdict.PASS and Verdict.worst(shown.get(claim.detector_digest, [])) is not Verdict.PASS:
+            yield f"claim {claim.id} about the model is PASS, but its instrument {claim.detector!r} did not pass every claim about itself in this run"
+
+
+def _audit(audit: AuditRecord, claims: dict[str, ClaimRecord]) -> Iterator[str]:
+    if (audit.error is not None) != (audit.verdict is Verdict.ERROR):
+        yield f"audit {audit.id} is {audit.verdict} {'with' if audit.error else 'without'} an error"
+    of_claims = Verdict.worst([claims[claim].verdict for claim in audit.claims if claim in claims])
+    if of_claims.severity > audit.verdict.severity:
+        yield f"audit {audit.id} is {audit.verdict}, better than the worst of its claims ({of_claims})"
+    if audit.unplanned is not None and audit.verdict is Verdict.PASS:
+        yield f"audit {audit.id} is PASS, but it was not planned before the run"
+
+
+def _completeness(run: RunRecord) -> Iterator[str]:
+    if len(run.audits) != run.plan.audits:
+        yield f"{run.plan.audits} audits were planned and {len(run.audits)} are recorded, in a run that is not called partial"
+    if any(audit.unplanned for audit in run.audits):
+        yield "an audit was not planned, in a run that is not called partial"
+    if run.plan.limit is not None:
+        yield "the suites were cut short by a limit, in a run that is not called partial"
+    if len(run.claims) != run.plan.claims and not any(audit.verdict is Verdict.ERROR for audit in run.audits):
+        yield f"{run.plan.claims} claims were planned and {len(run.claims)} are recorded, in a run that is not called partial"

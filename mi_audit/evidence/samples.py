@@ -1,0 +1,184 @@
+"""The sample table: every number that a claim was computed from, one row each, in long form.
+
+Columns: measurement (id of the reading), arm (the detector, a null, a baseline), draw (of a null, from 0), condition (of an intervention; empty otherwise),
+prompt, value, threshold (frozen; null without one), token (index read; null where tokens were averaged), group, label (null without labels), digest of the
+prompt. Rows are sorted by measurement, arm, condition, draw, prompt, token, so that equal inputs give equal tables in whatever order they were added.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mi_audit.errors import EvidenceError
+
+Floats = NDArray[np.floating]
+
+TEXT: Final = pa.dictionary(pa.int32(), pa.string())
+SCHEMA: Final = pa.schema(
+    [
+        pa.field("measurement", TEXT, nullable=False),
+        pa.field("arm", TEXT, nullable=False),
+        pa.field("draw", pa.int32(), nullable=False),
+        pa.field("condition", TEXT, nullable=False),
+        pa.field("prompt", TEXT, nullable=False),
+        pa.field("value", pa.float64(), nullable=False),
+        pa.field("threshold", pa.float64()),
+        pa.field("token", pa.int32()),
+        pa.field("group", TEXT, nullable=False),
+        pa.field("label", pa.bool_()),
+        pa.field("digest", TEXT, nullable=False),
+    ]
+)
+SORTED_BY: Final = ("measurement", "arm", "condition", "draw", "prompt", "token")
+MAX_ROWS: Final = 100_000_000
+MAX_NAME: Final = 1_024
+
+
+@dataclass(frozen=True, eq=False)
+class Arm:
+    """One way of scoring a reading's prompts.
+
+    `name`: "detector", "null: shuffled labels", "null: random directions", "baseline: length", …; `values` [draws, n]; `thresholds` [draws], None where
+    there is none; `condition`: strength and kind of an intervention, empty for a plain reading.
+    """
+
+    name: str
+    values: Floats
+    thresholds: Floats | None = None
+    condition: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Rows:
+    """The prompts of one reading, sorted, with their arms, sorted."""
+
+    prompts: pa.Array
+    digests: pa.Array
+    groups: pa.Array
+    labels: pa.Array
+    tokens: pa.Array
+    arms: tuple[Arm, ...]
+
+
+class SampleTable:
+    """Collects readings and makes one table of them."""
+
+    def __init__(self) -> None:
+        self._readings: dict[str, _Rows] = {}
+
+    def add(
+        self,
+        reading_id: str,
+        *,
+        prompt_ids: Sequence[str],
+        digests: Sequence[str],
+        groups: Sequence[str],
+        labels: Sequence[bool] | NDArray[np.bool_] | None,
+        token_index: Sequence[int | None] | NDArray[np.integer],
+        arms: Sequence[Arm],
+    ) -> None:
+        """Add a reading of n prompts; every sequence has length n.
+
+        Raises:
+            EvidenceError: lengths differ, a value is not finite, a prompt (or an arm) occurs twice, a name is no text, or the reading was added before.
+        """
+        where = f"reading {reading_id}"
+        if reading_id in self._readings:
+            raise EvidenceError(f"{where} was added twice to the sample table")
+        n = len(prompt_ids)
+        known_labels = None if labels is None else [bool(label) for label in labels]
+        tokens = [None if token is None else int(token) for token in token_index]
+        for name, column in (("digests", digests), ("groups", groups), ("labels", known_labels), ("token_index", tokens)):
+            if column is not None and len(column) != n:
+                raise EvidenceError(f"{where}: {name} has {len(column)} rows for {n} prompts")
+        for arm in arms:
+            _check_arm(arm, n, where)
+        if len({(arm.name, arm.condition) for arm in arms}) < len(arms):
+            raise EvidenceError(f"{where}: an arm occurs twice under one condition; put its draws in one array")
+        order = sorted(range(n), key=lambda row: (prompt_ids[row], -1 if tokens[row] is None else tokens[row]))
+        if any(_same(prompt_ids, tokens, *rows) for rows in pairwise(order)):
+            raise EvidenceError(f"{where}: a prompt id occurs twice; ids must be unique within a suite")
+        self._readings[reading_id] = _Rows(
+            prompts=_texts(prompt_ids, order, where, "prompt id"),
+            digests=_texts(digests, order, where, "digest"),
+            groups=_texts(groups, order, where, "group"),
+            labels=pa.nulls(n, pa.bool_()) if known_labels is None else pa.array([known_labels[row] for row in order], pa.bool_()),
+            tokens=pa.array([tokens[row] for row in order], pa.int32()),
+            arms=tuple(
+                Arm(arm.name, np.asarray(arm.values, dtype=np.float64)[:, order], arm.thresholds, arm.condition)
+                for arm in sorted(arms, key=lambda arm: (arm.name, arm.condition))
+            ),
+        )
+
+    def table(self) -> pa.Table:
+        """All rows, sorted.
+
+        Raises:
+            EvidenceError: there are too many.
+        """
+        rows = sum(arm.values.size for reading in self._readings.values() for arm in reading.arms)
+        if rows > MAX_ROWS:
+            raise EvidenceError(f"the sample table would have {rows} rows, more than {MAX_ROWS}; audit in several runs")
+        parts = [_arm_table(name, self._readings[name], arm) for name in sorted(self._readings) for arm in self._readings[name].arms]
+        return pa.concat_tables([SCHEMA.empty_table(), *parts]).unify_dictionaries()
+
+
+def _check_arm(arm: Arm, n: int, where: str) -> None:
+    values = np.asarray(arm.values)
+    if values.ndim != 2 or values.shape[1] != n or values.dtype.kind not in "fiu":
+        raise EvidenceError(f"{where}: the arm {arm.name!r} has values of shape {values.shape} and type {values.dtype}, expected numbers [draws, {n}]")
+    if not np.isfinite(values).all():
+        raise EvidenceError(f"{where}: the arm {arm.name!r} holds a value that is not finite; no claim can rest on it")
+    if arm.thresholds is None:
+        return
+    thresholds = np.asarray(arm.thresholds)
+    if thresholds.shape != values.shape[:1] or not np.isfinite(thresholds).all():
+        raise EvidenceError(f"{where}: the arm {arm.name!r} needs one finite threshold for each of its {values.shape[0]} draws")
+
+
+def _same(prompt_ids: Sequence[str], tokens: list[int | None], row: int, other: int) -> bool:
+    return (prompt_ids[row], tokens[row]) == (prompt_ids[other], tokens[other])
+
+
+def _texts(values: Sequence[str], order: list[int], where: str, what: str) -> pa.Array:
+    for value in values:
+        if not isinstance(value, str) or len(value) > MAX_NAME or any("\ud800" <= character <= "\udfff" for character in value):
+            raise EvidenceError(f"{where}: the {what} {str(value)[:80]!r} is no well-formed text of at most {MAX_NAME} characters")
+    return pa.array([values[row] for row in order], pa.string())
+
+
+def _arm_table(reading: str, rows: _Rows, arm: Arm) -> pa.Table:
+    draws, n = arm.values.shape
+    size = draws * n
+
+    def constant(text: str) -> pa.Array:
+        return pa.DictionaryArray.from_arrays(pa.array(np.zeros(size, dtype=np.int32)), pa.array([text], pa.string()))
+
+    def tiled(column: pa.Array) -> pa.Array:
+        return pa.DictionaryArray.from_arrays(pa.array(np.tile(np.arange(n, dtype=np.int32), draws)), column)
+
+    def repeated(column: pa.Array) -> pa.Array:
+        return pa.concat_arrays([column] * draws) if draws else column.slice(0, 0)
+
+    thresholds = pa.nulls(size, pa.float64()) if arm.thresholds is None else pa.array(np.repeat(np.asarray(arm.thresholds, dtype=np.float64), n))
+    return pa.Table.from_arrays(
+        [
+            constant(reading),
+            constant(arm.name),
+            pa.array(np.repeat(np.arange(draws, dtype=np.int32), n)),
+            constant(arm.condition),
+            tiled(rows.prompts),
+            pa.array(arm.values.ravel()),
+            thresholds,
+            repeated(rows.tokens),
+            tiled(rows.groups),
+            repeated(rows.labels),
+            tiled(rows.digests),
+        ],
+        schema=SCHEMA,
+    )

@@ -1,0 +1,235 @@
+"""The bundle: a folder of evidence, written whole or not at all, and read with distrust.
+
+Written to a temporary folder beside the target, flushed to disk, then moved into place; a reader never sees half of it. What is read is checked against its
+digests: an edited table, a swapped detector file or an unknown file is an error, not a surprise.
+"""
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+
+from mi_audit.errors import EvidenceError
+from mi_audit.evidence import canonical, consistency, parquet, tables
+from mi_audit.evidence.canonical import Evidence
+from mi_audit.evidence.records import RunRecord, TableRecord, VolatileRecord
+from mi_audit.evidence.samples import SampleTable
+
+EVIDENCE: Final = "evidence.json"
+REPORT: Final = "report.html"
+DETECTORS: Final = "detectors"
+MAX_DETECTOR_BYTES: Final = 256 * 2**20
+
+_DETECTOR_FILE: Final = re.compile(DETECTORS + r"/[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_KNOWN: Final = {EVIDENCE, REPORT, DETECTORS, *tables.NAMES}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Evidence that was read and found whole."""
+
+    directory: Path
+    run: RunRecord
+    volatile: VolatileRecord
+
+    def samples(self, *, columns: list[str] | None = None, arm: str | None = None, measurement: str | None = None) -> pa.Table:
+        """Rows of the sample table, optionally of one arm or one measurement (a reading's id) only."""
+        return parquet.load(self.directory / tables.SAMPLES, columns=columns, equal={"arm": arm, "measurement": measurement})
+
+
+def write(
+    directory: Path,
+    run: RunRecord,
+    volatile: VolatileRecord,
+    samples: SampleTable,
+    detector_files: Mapping[str, bytes],
+    html: Callable[[Path], str] | None = None,
+) -> None:
+    """Write the bundle to `directory`, whole or not at all.
+
+    The target may be absent, empty, or a previous bundle, which is then replaced; anything else is refused. `detector_files` are named as in the records
+    (`detectors/NAME`). `html` is called with the folder that holds the finished evidence and returns the report.
+
+    Raises:
+        EvidenceError: the records contradict each other, the target is something else than a bundle, or the disk refuses. Nothing is left half-written.
+    """
+    directory = Path(os.path.abspath(directory))
+    with _failures_named(directory):
+        _check_target(directory)
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        scratch = directory.parent / f".{directory.name}.{secrets.token_hex(6)}.partial"
+        try:
+            scratch.mkdir()
+            _fill(scratch, run, volatile, samples, detector_files, html)
+            _flush(scratch)
+            _move(scratch, directory)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def read(directory: Path) -> Bundle:
+    """Read the bundle in `directory` and check every file of it against its digest.
+
+    Raises:
+        EvidenceError: names the file that is missing, unknown, too large, malformed or not what its digest says.
+    """
+    with _failures_named(directory):
+        evidence = _read_evidence(directory)
+        run = evidence.evidence
+        consistency.check(run)
+        unknown = sorted(_foreign(directory))
+        if unknown:
+            raise EvidenceError(f"{directory / unknown[0]} is no part of the evidence; remove it")
+        expected = tables.flat_tables(run)
+        if sorted(run.tables) != sorted(tables.NAMES):
+            raise EvidenceError(f"{directory / EVIDENCE}: lists the tables {', '.join(sorted(run.tables))}; expected {', '.join(tables.NAMES)}")
+        for name, record in run.tables.items():
+            if name in expected and _record(expected[name]) != record:
+                raise EvidenceError(f"{directory / EVIDENCE}: the digest of {name} is not that of the records")
+            if parquet.measure(directory / name) != record:
+                raise EvidenceError(f"{directory / name} is not the table that {EVIDENCE} describes: its rows were changed")
+        _check_detectors(directory, run)
+        return Bundle(directory, run, evidence.volatile)
+
+
+def write_report(directory: Path, html: str) -> Path:
+    """Replace the bundle's report, at once or not at all.
+
+    Raises:
+        EvidenceError: the disk refuses.
+    """
+    target = directory / REPORT
+    scratch = directory.parent / f".{directory.name}.{secrets.token_hex(6)}.html"
+    with _failures_named(target):
+        try:
+            _put(scratch, html.encode("utf-8"))
+            os.replace(scratch, target)
+        finally:
+            scratch.unlink(missing_ok=True)
+    return target
+
+
+def _fill(
+    scratch: Path,
+    run: RunRecord,
+    volatile: VolatileRecord,
+    samples: SampleTable,
+    detector_files: Mapping[str, bytes],
+    html: Callable[[Path], str] | None,
+) -> None:
+    every = {**tables.flat_tables(run), tables.SAMPLES: samples.table()}
+    run = run.model_copy(update={"tables": {name: _record(table) for name, table in every.items()}})
+    consistency.check(run)
+    for name, table in every.items():
+        parquet.save(scratch / name, table, sorted_by=tables.sorted_by(name), schema_version=run.schema_version, plan_digest=run.plan.digest)
+    _put(scratch / EVIDENCE, canonical.dump(Evidence(evidence=run, volatile=volatile)))
+    for name, content in detector_files.items():
+        _check_detector_name(name)
+        (scratch / DETECTORS).mkdir(exist_ok=True)
+        _put(scratch / name, content)
+    _check_detectors(scratch, run)
+    if html is not None:
+        _put(scratch / REPORT, html(scratch).encode("utf-8"))
+
+
+def _record(table: pa.Table) -> TableRecord:
+    return TableRecord(rows=table.num_rows, digest=tables.digest_of(table))
+
+
+def _put(path: Path, content: bytes) -> None:
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(scratch: Path) -> None:
+    for path in [*scratch.rglob("*"), scratch]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _move(scratch: Path, directory: Path) -> None:
+    """Put the finished folder in place. A previous bundle is set aside first, and put back if the new one can't take its place."""
+    if not directory.exists():
+        os.replace(scratch, directory)
+        return
+    aside = directory.parent / f".{directory.name}.{secrets.token_hex(6)}.replaced"
+    os.replace(directory, aside)
+    try:
+        os.replace(scratch, directory)
+    except OSError:
+        os.replace(aside, directory)
+        raise
+    shutil.rmtree(aside)
+
+
+def _check_target(directory: Path) -> None:
+    if directory.is_symlink() or (directory.exists() and not directory.is_dir()):
+        raise EvidenceError(f"{directory} is not a folder; choose another place for the evidence")
+    if not directory.exists() or not any(directory.iterdir()):
+        return
+    foreign = sorted(_foreign(directory))
+    if foreign or not (directory / EVIDENCE).is_file():
+        found = foreign[0] if foreign else f"no {EVIDENCE}"
+        raise EvidenceError(f"{directory} holds {found}: it is not a bundle of evidence and is not replaced; choose an empty or new folder")
+    _read_evidence(directory)
+
+
+def _foreign(directory: Path) -> Iterator[str]:
+    """Names below the folder that are no part of a bundle; a link never is one."""
+    for path in directory.iterdir():
+        inside = sorted(path.iterdir()) if path.name == DETECTORS and path.is_dir() and not path.is_symlink() else []
+        if path.name not in _KNOWN or path.is_symlink() or path.is_dir() is not (path.name == DETECTORS):
+            yield path.name
+        for file in inside:
+            if file.is_symlink() or not file.is_file() or not _DETECTOR_FILE.fullmatch(f"{DETECTORS}/{file.name}"):
+                yield f"{DETECTORS}/{file.name}"
+
+
+def _read_evidence(directory: Path) -> Evidence:
+    path = directory / EVIDENCE
+    if path.is_symlink() or not path.is_file():
+        raise EvidenceError(f"{path}: no such file; {directory} is not a bundle of evidence")
+    with path.open("rb") as file:
+        return canonical.parse(file.read(canonical.MAX_BYTES + 1), str(path))
+
+
+def _check_detector_name(name: str) -> None:
+    if not _DETECTOR_FILE.fullmatch(name):
+        raise EvidenceError(f"the detector file {name!r} can't be part of the evidence: name it {DETECTORS}/NAME, with letters, digits, '.', '_' and '-'")
+
+
+def _check_detectors(directory: Path, run: RunRecord) -> None:
+    for detector in run.detectors:
+        if detector.file is None:
+            continue
+        _check_detector_name(detector.file)
+        path = directory / detector.file
+        if not path.is_file() or path.is_symlink():
+            raise EvidenceError(f"{path}: the weights of the detector {detector.name!r} are missing")
+        if path.stat().st_size > MAX_DETECTOR_BYTES:
+            raise EvidenceError(f"{path} is larger than {MAX_DETECTOR_BYTES} bytes, which no detector is")
+        if hashlib.sha256(path.read_bytes()).hexdigest() != detector.file_digest:
+            raise EvidenceError(f"{path} is not the file that {EVIDENCE} describes: its SHA-256 differs")
+
+
+@contextmanager
+def _failures_named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise EvidenceError(f"{path}: {error.strerror or error}; the evidence there is as it was before") from error
+    except pa.ArrowException as error:
+        raise EvidenceError(f"{path}: {error}") from error
