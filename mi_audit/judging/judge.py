@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from itertools import zip_longest
 from pathlib import Path
+from typing import cast
 
 from mi_audit.errors import InconclusiveError, MiAuditError
 from mi_audit.judging.results import AuditResult, DecidedClaim
 from mi_audit.plan.detectors import DetectorSpec
 from mi_audit.plan.digest import sha256_of_file
-from mi_audit.plan.measurements import ClaimSpec, EstimateSpec
+from mi_audit.plan.measurements import ClaimSpec, EstimateSpec, Op
 from mi_audit.plan.plan import Plan, PlannedAudit, shows_that_it_reads
 from mi_audit.plan.reading import Evaluate
 from mi_audit.plan.tracing import TracedClaim
@@ -57,7 +58,9 @@ class Judge:
             return AuditResult(planned, error="; ".join(planned.faults) or "the audit was planned but did not run")
         if planned.mark.about != "model":
             return result
-        return AuditResult(planned, tuple(DecidedClaim(one.planned, self._held_to_instruments(one.claim, finished=True)) for one in result.claims), result.error)
+        return AuditResult(
+            planned, tuple(DecidedClaim(one.planned, self._held_to_instruments(one.claim, finished=True)) for one in result.claims), result.error
+        )
 
     def _judge(self, planned: PlannedAudit, body: Callable[[], object]) -> tuple[AuditResult, BaseException | None]:
         error = _changed(planned.file, planned.source_digest)
@@ -119,7 +122,7 @@ def _as_heard(heard: list[Claim]) -> tuple[DecidedClaim, ...]:
 
 def _spec_of(claim: Claim) -> ClaimSpec:
     assert isinstance(claim.estimate.spec, EstimateSpec)
-    return ClaimSpec(claim.estimate.spec, claim.op, claim.threshold)
+    return ClaimSpec(claim.estimate.spec, cast(Op, claim.op), claim.threshold)
 
 
 def _departure(planned: PlannedAudit, heard: list[Claim], raised: BaseException | None) -> str | None:
@@ -137,5 +140,7 @@ def _departure(planned: PlannedAudit, heard: list[Claim], raised: BaseException 
         if traced is None:
             return f"the run claims `{_spec_of(claim)}`, which is not in the plan; an audit's body may not depend on results"
         if _spec_of(claim) != traced.spec:
-            return f"the run claims `{_spec_of(claim)}` where the plan says `{traced.spec}` (line {traced.line}); thresholds and suites are fixed before the run"
+            return (
+                f"the run claims `{_spec_of(claim)}` where the plan says `{traced.spec}` (line {traced.line}); thresholds and suites are fixed before the run"
+            )
     return None

@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 from mi_audit.errors import PlanError
 from mi_audit.plan.digest import Json
 
-type About = Literal["model", "instrument"]
+About = Literal["model", "instrument"]
 SEVERITIES = ("low", "medium", "high", "critical")
 
 _ATTRIBUTE = "__mi_audit__"

@@ -14,7 +14,7 @@ from mi_audit.plan.places import At, Tokens
 from mi_audit.suites.prompt import Prompt
 from mi_audit.suites.suite import Suite
 
-type Method = Literal["difference_of_means", "mass_mean", "logistic"]
+Method = Literal["difference_of_means", "mass_mean", "logistic"]
 METHODS: tuple[Method, ...] = ("difference_of_means", "mass_mean", "logistic")
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
@@ -49,7 +49,7 @@ class FixedThreshold:
         return f"{self.value:g}"
 
 
-type Threshold = FalsePositiveRate | FixedThreshold | None
+Threshold = FalsePositiveRate | FixedThreshold | None
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class DirectionSpec:
         return f"{self.name}: direction from {self.file.name}, {self.at}, {self.tokens}"
 
 
-type DetectorSpec = ProbeSpec | DirectionSpec
+DetectorSpec = ProbeSpec | DirectionSpec
 
 
 def describe_suite(suite: Suite) -> dict[str, Json]:

@@ -2,15 +2,16 @@
 
 import hashlib
 from pathlib import Path
+from typing import TypeAlias
 
 import rfc8785
 
-type Json = str | int | float | bool | None | list[Json] | dict[str, Json]
+Json: TypeAlias = "str | int | float | bool | None | list[Json] | dict[str, Json]"
 
 
 def digest_of(description: "dict[str, Json]") -> str:
     """SHA-256, in hex, of the canonical JSON (RFC 8785) of a description. Equal on every machine and Python version."""
-    return hashlib.sha256(rfc8785.dumps(description)).hexdigest()  # type: ignore[arg-type]
+    return hashlib.sha256(rfc8785.dumps(description)).hexdigest()
 
 
 def sha256_of_file(path: Path) -> str:

@@ -10,7 +10,9 @@ def leak_in(reading: ReadSpec) -> str | None:
     for use, seen in _seen_by(reading.detector):
         shared = _shared(seen, reading.suite)
         if shared:
-            return f"{reading.detector.name} is tested on {reading.suite.name}, but {shared} in {seen.name}, which {use}; test on other groups, e.g. another split"
+            return (
+                f"{reading.detector.name} is tested on {reading.suite.name}, but {shared} in {seen.name}, which {use}; test on other groups, e.g. another split"
+            )
     return None
 
 
@@ -37,8 +39,12 @@ def _shared(seen: Suite, tested: Suite) -> str | None:
     twice = next((prompt for prompt in tested if prompt.digest in digests), None)
     if twice is not None:
         return f"its prompt {twice.id!r} also stands (as {digests[twice.digest]!r})"
-    if seen.origins & tested.origins:
-        groups = set(seen.groups()) & set(tested.groups())
-        if groups:
-            return f"its group {min(groups)!r} also stands"
+    groups = set(seen.groups()) & set(tested.groups())
+    if groups and _one_source(seen, tested):
+        return f"its group {min(groups)!r} also stands"
     return None
+
+
+def _one_source(one: Suite, other: Suite) -> bool:
+    """Whether both were cut from suites with prompts in common, so that a group's name means the same in both."""
+    return not {prompt.digest for prompt in one.origin or one}.isdisjoint(prompt.digest for prompt in other.origin or other)

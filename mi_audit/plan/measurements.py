@@ -8,14 +8,14 @@ from mi_audit.plan.detectors import DetectorSpec, describe_suite
 from mi_audit.plan.digest import Json, digest_of
 from mi_audit.suites.suite import Suite
 
-type Quantity = Literal["auroc", "recall", "rate", "accuracy", "mean", "mean_difference", "paired_difference", "effect_size"]
+Quantity = Literal["auroc", "recall", "rate", "accuracy", "mean", "mean_difference", "paired_difference", "effect_size"]
 
 NEEDS_THRESHOLD: frozenset[Quantity] = frozenset({"recall", "rate", "accuracy"})
 NEEDS_LABELS: frozenset[Quantity] = frozenset({"auroc", "recall", "accuracy", "mean_difference", "paired_difference", "effect_size"})
 DISCRIMINATES: frozenset[Quantity] = frozenset({"auroc", "recall", "accuracy", "mean_difference", "paired_difference", "effect_size"})
 """Quantities that compare the two classes; a detector is shown to work by a claim on one of these, never by its silence."""
 
-type Op = Literal[">=", ">", "<=", "<"]
+Op = Literal[">=", ">", "<=", "<"]
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ class At:
             return None
         if self.layer is not None:
             if self.layer >= n_layers:
-                raise PlanError(f"{self} asks for layer {self.layer}, but the model has layers 0 to {n_layers - 1}; use mi.at({self.point!r}, depth=…) to fit every size")
+                raise PlanError(
+                    f"{self} asks for layer {self.layer}, but the model has layers 0 to {n_layers - 1}; use mi.at({self.point!r}, depth=…) to fit every size"
+                )
             return self.layer
         assert self.depth is not None
         return math.floor(self.depth * (n_layers - 1) + 0.5)

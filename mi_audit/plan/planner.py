@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mi_audit.plan.audit import mark_of
-from mi_audit.plan.digest import sha256_of_file
 from mi_audit.plan.plan import PlannedAudit
 from mi_audit.plan.reading import Evaluate
 from mi_audit.plan.tracing import trace_body
@@ -21,6 +20,7 @@ def plan_audit(
     function: Callable[..., object],
     *,
     file: Path,
+    source_digest: str,
     item_name: str,
     parameters: dict[str, Any],
     takes_model: bool,
@@ -31,7 +31,8 @@ def plan_audit(
 
     Args:
         function: the audit's function.
-        file: the file it stands in, whose bytes are digested.
+        file: the file it stands in.
+        source_digest: SHA-256 of the bytes of that file that were run.
         item_name: the function's name with its parameters' ids, e.g. `audit_reads[0.9]`.
         parameters: parametrised values by argument name.
         takes_model: whether the function takes the `model` fixture.
@@ -42,14 +43,16 @@ def plan_audit(
         id=audit_id(file, item_name),
         file=file,
         function=getattr(function, "__name__", item_name),
-        source_digest=sha256_of_file(file),
+        source_digest=source_digest,
         mark=mark_of(function),
         doc=(function.__doc__ or "").strip(),
     )
     if foreign_fixtures:
-        return replace(base, unplanned=f"it uses the fixture{'s' if len(foreign_fixtures) > 1 else ''} {', '.join(foreign_fixtures)}, so its claims can't be known before the run")
+        return replace(
+            base,
+            unplanned=f"it uses the fixture{'s' if len(foreign_fixtures) > 1 else ''} {', '.join(foreign_fixtures)}, so its claims can't be known before the run",
+        )
     if not takes_model:
         return replace(base, faults=(f"{file.name}: {base.function} does not take `model`, so it can claim nothing of it; write def {base.function}(model):",))
     trace = trace_body(lambda trace: function(model=stand_in(trace.evaluate), **parameters), file)
     return replace(base, claims=tuple(trace.claims), faults=tuple(trace.faults))
-

@@ -9,7 +9,7 @@ from mi_audit.errors import PlanError, SuiteError
 from mi_audit.plan.measurements import NEEDS_LABELS, NEEDS_THRESHOLD, EstimateSpec, Quantity, ReadSpec
 from mi_audit.stats.estimate import Estimate
 
-type Evaluate = Callable[[EstimateSpec], Estimate]
+Evaluate = Callable[[EstimateSpec], Estimate]
 
 
 class Reading:

@@ -105,10 +105,10 @@ class _PlannedEstimate:
     def __lt__(self, threshold: object) -> _PlannedClaim:
         return self._claim("<", threshold)
 
-    def __eq__(self, other: object) -> NoReturn:  # type: ignore[override]
+    def __eq__(self, other: object) -> NoReturn:
         self._trace.fault(f"`{self._spec}` is compared with `==` or `!=`; an estimate is never equal to a number, claim a side with >=, >, <= or <")
 
-    __ne__ = __eq__  # type: ignore[assignment]
+    __ne__ = __eq__
 
     def __bool__(self) -> NoReturn:
         self._trace.fault(_TOUCHED.format(what="the truth value", spec=self._spec))

@@ -1,0 +1,63 @@
+"""mi-audit: pytest for what happens inside a language model.
+
+Importing it loads neither torch nor transformers; `mi.load_model` does.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mi_audit.auditor import Auditor
+    from mi_audit.loading import load_model
+    from mi_audit.plan.audit import audit
+    from mi_audit.plan.detectors import direction, false_positive_rate, probe
+    from mi_audit.plan.places import at, last_of, span
+    from mi_audit.suites.prompt import Message, Prompt
+    from mi_audit.suites.suite import Suite, concat, suite
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Auditor": "mi_audit.auditor",
+    "Message": "mi_audit.suites.prompt",
+    "Prompt": "mi_audit.suites.prompt",
+    "Suite": "mi_audit.suites.suite",
+    "at": "mi_audit.plan.places",
+    "audit": "mi_audit.plan.audit",
+    "concat": "mi_audit.suites.suite",
+    "direction": "mi_audit.plan.detectors",
+    "false_positive_rate": "mi_audit.plan.detectors",
+    "last_of": "mi_audit.plan.places",
+    "load_model": "mi_audit.loading",
+    "probe": "mi_audit.plan.detectors",
+    "span": "mi_audit.plan.places",
+    "suite": "mi_audit.suites.suite",
+}
+
+__all__ = [
+    "Auditor",
+    "Message",
+    "Prompt",
+    "Suite",
+    "__version__",
+    "at",
+    "audit",
+    "concat",
+    "direction",
+    "false_positive_rate",
+    "last_of",
+    "load_model",
+    "probe",
+    "span",
+    "suite",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"mi_audit has no {name!r}; it has {', '.join(sorted(_HOMES))}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

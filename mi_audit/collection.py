@@ -1,0 +1,77 @@
+"""Collect audit files: find them, run them with rewritten asserts, and digest exactly the bytes that were run."""
+
+import ast
+import hashlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from _pytest.assertion.rewrite import rewrite_asserts
+
+from mi_audit.plan.audit import is_marked
+
+
+def is_audit_file(path: Path) -> bool:
+    """Whether the file is named `audit_*.py` and imports mi_audit; files that are merely named so are left alone."""
+    if not (path.name.startswith("audit_") and path.suffix == ".py"):
+        return False
+    try:
+        source = path.read_bytes()
+    except OSError:
+        return False
+    if b"mi_audit" not in source:
+        return False
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return True
+    return any(_imports_mi_audit(node) for node in ast.walk(tree))
+
+
+def _imports_mi_audit(node: ast.AST) -> bool:
+    match node:
+        case ast.Import(names=names):
+            return any(alias.name.split(".")[0] == "mi_audit" for alias in names)
+        case ast.ImportFrom(module=str(module), level=0):
+            return module.split(".")[0] == "mi_audit"
+    return False
+
+
+class AuditModule(pytest.Module):
+    """An audit file. Its functions named `audit_*`, or decorated with `@mi.audit(…)`, are the audits; nothing else in it is collected."""
+
+    source_digest: str
+
+    def _getobj(self) -> ModuleType:
+        _refuse_dropped_asserts(self.config)
+        source = self.path.read_bytes()
+        self.source_digest = hashlib.sha256(source).hexdigest()
+        try:
+            tree = ast.parse(source, filename=str(self.path))
+        except SyntaxError as error:
+            raise self.CollectError(f"{self.path.name}:{error.lineno}: {error.msg}") from error
+        # Compiled here rather than imported, so that neither a module already imported nor a .pyc of the same second can stand in for the digested bytes.
+        rewrite_asserts(tree, source, str(self.path), self.config)
+        module = ModuleType(f"{self.path.stem}_{hashlib.sha256(str(self.path).encode()).hexdigest()[:8]}")
+        module.__file__ = str(self.path)
+        sys.modules[module.__name__] = module
+        exec(compile(tree, str(self.path), "exec", dont_inherit=True), module.__dict__)  # noqa: S102 — the audit file is the user's program
+        return module
+
+    def istestfunction(self, obj: object, name: str) -> bool:
+        """Audits are functions by name or by decorator; fixtures are not."""
+        return (name.startswith("audit_") or is_marked(obj)) and callable(obj) and not isinstance(obj, type) and not hasattr(obj, "_fixture_function_marker")
+
+    def istestclass(self, obj: object, name: str) -> bool:
+        """Audits are functions; classes are never collected."""
+        return False
+
+
+def _refuse_dropped_asserts(config: pytest.Config) -> None:
+    if sys.flags.optimize:
+        raise pytest.Collector.CollectError(
+            "python -O removes every assert, so that an audit would claim nothing; run python without -O and unset PYTHONOPTIMIZE"
+        )
+    if config.getoption("assertmode") == "plain":
+        raise pytest.Collector.CollectError("--assert=plain leaves a failing claim without its explanation in the evidence; run without it")

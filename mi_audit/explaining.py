@@ -1,0 +1,54 @@
+"""Claims and verdicts in lines of text, for the terminal. Prompts appear by id alone: their texts may be harmful or secret."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from mi_audit.judging.results import AuditResult
+from mi_audit.stats.claim import Claim
+from mi_audit.stats.verdict import Verdict
+
+if TYPE_CHECKING:
+    from mi_audit.session import Session
+
+_COLOURS = {Verdict.PASS: "green", Verdict.INCONCLUSIVE: "yellow", Verdict.FAIL: "red", Verdict.ERROR: "red"}
+
+
+def explain(claim: Claim) -> list[str]:
+    """A claim, the estimate that it was decided on, its controls and what would decide it."""
+    estimate = claim.estimate
+    lines = [
+        f"{claim.verdict}: {estimate.of}: {claim.text}",
+        f"  estimate   {estimate}",
+        f"  interval   [{estimate.low:.4g}, {estimate.high:.4g}], each bound one-sided at alpha = {estimate.alpha:g}, {estimate.method}",
+        f"  threshold  {claim.threshold:g}",
+    ]
+    lines.extend(f"  because    {reason}" for reason in claim.reasons)
+    if claim.needed is not None:
+        lines.append(f"  to decide  {claim.needed}, if the estimate is right")
+    if estimate.controls is not None:
+        lines.extend(f"  null       {null.name}: p = {null.p:.3g} with {null.draws} draws" for null in estimate.controls.nulls)
+        lines.extend(
+            f"  baseline   {baseline.name}: {baseline.value:.3f} [{baseline.low:.3f}, {baseline.high:.3f}]" for baseline in estimate.controls.baselines
+        )
+    return lines
+
+
+def explain_result(result: AuditResult) -> str:
+    """Every claim of an audit that did not pass."""
+    lines = [line for decided in result.claims if decided.claim.verdict is not Verdict.PASS for line in explain(decided.claim)]
+    return "\n".join(lines)
+
+
+def closing_lines(results: Sequence[AuditResult], run: "Session") -> list[tuple[str, str]]:
+    """A line an audit, then the run's verdict; each with its colour."""
+    lines = [(_COLOURS[result.verdict], f"{result.verdict:<12}  {result.audit.mark.about:<10}  {result.audit.id}") for result in results]
+    for result in results:
+        if result.audit.mark.about == "model" and result.verdict is Verdict.INCONCLUSIVE:
+            lines.extend(
+                ("yellow", f"    {result.audit.id}: {reason}") for reason in dict.fromkeys(reason for one in result.claims for reason in one.claim.reasons)
+            )
+    verdict = Verdict.worst([result.verdict for result in results])
+    lines.append((_COLOURS[verdict], f"verdict: {verdict}"))
+    if run.partial:
+        lines.append(("yellow", f"PARTIAL, this run can't gate: {'; '.join(run.partial)}"))
+    return lines

@@ -1,0 +1,48 @@
+"""Open the model under audit with everything that measures on it. Importing this module is free of torch; calling it is not."""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from mi_audit.auditor import Auditor
+from mi_audit.config import DEFAULT_MODEL, Settings
+from mi_audit.errors import MissingDependencyError
+
+if TYPE_CHECKING:
+    from mi_audit.detectors.bench import Bench
+    from mi_audit.model.loaded import LoadedModel
+
+
+def load_bench(settings: Settings) -> "tuple[LoadedModel, Bench]":
+    """Load the model that the settings name and put it on the bench.
+
+    Raises:
+        MissingDependencyError: torch or transformers is not installed.
+        ModelError: the model can't be found, trusted or loaded.
+    """
+    missing = [name for name in ("torch", "transformers", "safetensors") if find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f"running a model needs {', '.join(missing)}: pip install 'mi-audit[run]'")
+    from mi_audit.detectors.bench import Bench
+    from mi_audit.engine.progress import TerminalProgress
+    from mi_audit.model.load import load
+
+    model = load(settings.model, device=settings.device, dtype=settings.dtype)
+    return model, Bench(model, alpha=settings.alpha, seed=settings.seed, limit=settings.limit, progress=TerminalProgress())
+
+
+def load_model(ref: str = DEFAULT_MODEL, *, device: str = "auto", dtype: str = "auto", alpha: float = 0.025, seed: int = 0) -> Auditor:
+    """Load a model for a script or a notebook: the same object as the `model` fixture of an audit.
+
+    Args:
+        ref: a shipped name (`smollm2-135m-instruct`, `gemma3-270m`), a hub name with an optional `@revision`, a local directory or a `.gguf` file.
+        device: `auto` takes CUDA, then MPS, then CPU.
+        dtype: `auto` takes float32 on CPU and the checkpoint's on a GPU.
+        alpha: one-sided level of the intervals.
+        seed: seed of every random step.
+
+    Raises:
+        MissingDependencyError: torch or transformers is not installed.
+        ModelError: the model can't be found, trusted or loaded.
+    """
+    model, bench = load_bench(Settings(model=ref, device=device, dtype=dtype, alpha=alpha, seed=seed))
+    return Auditor(bench.estimate, model.identity)
