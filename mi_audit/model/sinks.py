@@ -1,0 +1,29 @@
+"""Attention sinks: tokens whose activation is many times longer than the others' of the same prompt.
+
+They carry no content (Xiao et al., arXiv 2309.17453; Sun et al., "Massive Activations", arXiv 2402.17762), and one of them decides any mean, maximum
+or principal component that it enters. Which tokens they are follows from their norm, never from a token id.
+"""
+
+import torch
+from torch import Tensor
+
+SINK_RATIO = 10.0
+"""A sink's norm is more than this many times the median norm of its prompt's tokens."""
+
+
+def token_norms(acts_BLD: Tensor) -> Tensor:
+    """Euclidean norm of each token's activation, [B, L], in float32 at least."""
+    return acts_BLD.to(torch.promote_types(acts_BLD.dtype, torch.float32)).norm(dim=-1)
+
+
+def sink_mask(acts_BLD: Tensor, mask_BL: Tensor, *, ratio: float = SINK_RATIO) -> Tensor:
+    """True [B, L] where a token is an attention sink: its norm is over `ratio` times the median of its own prompt's tokens.
+
+    `mask_BL` is nonzero at real tokens; padding is never a sink and takes no part in the median (the lower one, for an even count), so the answer does
+    not depend on how prompts were batched. A prompt of one or two tokens has no sinks: nothing tells which of them is the exception.
+    """
+    real_BL = mask_BL.bool()
+    norms_BL = token_norms(acts_BLD).masked_fill(~real_BL, float("nan"))
+    median_B1 = norms_BL.nanmedian(dim=-1, keepdim=True).values
+    enough_B1 = real_BL.sum(dim=-1, keepdim=True) > 2
+    return (norms_BL > ratio * median_B1) & real_BL & enough_B1
