@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mi_audit.model.checks import Check, SelfCheck
-from mi_audit.model.hook_points import HookPoints, Key, Tap
+from mi_audit.model.hook_points import HookPoints, Key
 
 PROMPTS = (
     "The quick brown fox jumps over the lazy dog near the river bank.",
