@@ -1,0 +1,76 @@
+"""Estimate: a number measured on a sample, with what is known of its error."""
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import Final, NoReturn
+
+from mi_audit.errors import ClaimComparisonError
+from mi_audit.stats.claim import BOUNDED, Claim, compare
+from mi_audit.stats.controls import Controls
+
+_TITLES: Final = {"auroc": "AUROC"}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Estimate:
+    """A quantity, its value and its interval.
+
+    Each bound has the one-sided level `alpha`: the truth lies below `low` with probability at most alpha, and above `high` with probability at most alpha.
+    `n` counts prompts, `groups` the clusters (templates, entities, pairs) that they come in. `undecided` holds the reasons, if any, for which nothing can be
+    decided on this estimate. Comparing it with a number (`>=`, `>`, `<=`, `<`) gives a Claim; any other comparison is an error.
+    """
+
+    quantity: str
+    value: float
+    low: float
+    high: float
+    alpha: float
+    n: int
+    n_positive: int | None
+    groups: int
+    method: str
+    undecided: tuple[str, ...] = ()
+    of: str = ""
+    controls: Controls | None = None
+    spec: Hashable | None = None
+
+    __array_ufunc__ = None  # so that a NumPy number on the left hands the comparison over to the estimate
+
+    def __ge__(self, threshold: object) -> Claim:
+        return compare(self, ">=", threshold)
+
+    def __gt__(self, threshold: object) -> Claim:
+        return compare(self, ">", threshold)
+
+    def __le__(self, threshold: object) -> Claim:
+        return compare(self, "<=", threshold)
+
+    def __lt__(self, threshold: object) -> Claim:
+        return compare(self, "<", threshold)
+
+    def __eq__(self, other: object) -> NoReturn:
+        raise ClaimComparisonError(f"{self.quantity}() == … is no claim: a sample can't show equality. Claim a bound with >= or <=, or both.")
+
+    def __ne__(self, other: object) -> NoReturn:
+        raise ClaimComparisonError(f"{self.quantity}() != … is no claim: claim a bound with >= or <=.")
+
+    __hash__ = object.__hash__
+
+    def __bool__(self) -> NoReturn:
+        raise ClaimComparisonError(f"{self.quantity}() is a number, not a verdict: compare it with a threshold.")
+
+    def __str__(self) -> str:
+        form = _share if self.quantity in BOUNDED else _number
+        title = _TITLES.get(self.quantity, self.quantity.replace("_", " "))
+        groups = f", {self.groups} groups" if self.groups != self.n else ""
+        return f"{title} {form(self.value)} [{form(self.low)}, {form(self.high)}] (n = {self.n}{groups})"
+
+    __repr__ = __str__
+
+
+def _share(value: float) -> str:
+    return f"{value:.3f}" if value == 0.0 or value >= 0.01 else f"{value:.2g}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}"
