@@ -51,10 +51,11 @@ def read_bytes(located: Located) -> bytes:
         if error.errno == errno.ELOOP:
             raise SuiteError(_link(located.display)) from error
         raise SuiteError(f"{located.display}: can't be opened ({error.strerror}); check that it is there and readable") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise SuiteError(f"{located.display}: is not a plain file; give the path of a .jsonl, .json, .csv or .parquet file")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise SuiteError(f"{located.display}: is not a plain file; give the path of a .jsonl, .json, .csv or .parquet file")
         data = file.read(limits.FILE_BYTES + 1)
     if len(data) > limits.FILE_BYTES:
         size = max(status.st_size, len(data)) / _MEBIBYTE

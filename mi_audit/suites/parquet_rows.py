@@ -78,14 +78,13 @@ def _rows(file: "pq.ParquetFile", names: list[str], place: Place, report: Report
     number = total = 0
     try:
         for batch in file.iter_batches(batch_size=_BATCH, columns=names):
-            longest = max((_longest(column, pa) for column in batch.columns), default=0)
+            index, longest = max((_longest(column, pa) for column in batch.columns), key=lambda found: found[1], default=(0, 0))
             if longest > limits.ROW_CHARACTERS:
-                what = f"a cell among the {_BATCH} rows from here {too_long(longest).replace('characters', 'bytes')}"
-                report(Problem("error", place.at(number + 1), what, "shorten it"))
+                report(Problem("error", place.at(number + index + 1), too_long(longest), "shorten it"))
                 return
             for row in batch.to_pylist():
                 number += 1
-                length = sum(len(value) for value in row.values() if isinstance(value, str))
+                length = _characters(row)
                 total += length
                 if total > limits.FILE_BYTES:
                     report(
@@ -100,9 +99,24 @@ def _rows(file: "pq.ParquetFile", names: list[str], place: Place, report: Report
         report(Problem("error", place.at(number + 1), f"the data from here on can't be decoded ({error})", "write the file again"))
 
 
-def _longest(column: "pa.Array", pa: Any) -> int:
-    """Bytes of the longest text of a column; 0 for other columns."""
+def _longest(column: "pa.Array", pa: Any) -> tuple[int, int]:
+    """Where a column's longest text is, and its characters; (0, 0) for columns of anything else."""
     import pyarrow.compute as pc
 
-    values = column.dictionary if pa.types.is_dictionary(column.type) else column
-    return int(pc.max(pc.binary_length(values)).as_py() or 0) if _is_text(values.type, pa.types) else 0
+    encoded = pa.types.is_dictionary(column.type)
+    values = column.dictionary if encoded else column
+    if not _is_text(values.type, pa.types):
+        return 0, 0
+    lengths = pc.fill_null(pc.utf8_length(values), 0)
+    if encoded:
+        lengths = pc.fill_null(lengths.take(column.indices), 0)
+    longest = pc.max(lengths).as_py() or 0
+    return (pc.index(lengths, longest).as_py(), longest) if longest else (0, 0)
+
+
+def _characters(value: object) -> int:
+    """The length of all the text in a row."""
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(_characters(item) for item in inner)

@@ -13,10 +13,9 @@ from mi_audit.suites.problems import Place, Problem, Report, RowError, listing, 
 from mi_audit.suites.prompt import Label, Message, Prompt, check_field, check_name, check_text, content_id
 from mi_audit.suites.rows import Row, Rows
 from mi_audit.suites.splits import explicit_split
-from mi_audit.suites.whole import whole_problems
+from mi_audit.suites.whole import Numbered, whole_problems
 
 Columns = Mapping[str, str | None]
-Numbered = tuple[int, Prompt]
 
 _OWN: Final = ("text", "messages", "response", "label", "group", "id")
 """The keys of a row that are not free metadata."""
@@ -33,12 +32,21 @@ class Options:
     positive: str | None = None
 
 
-def read_file(located: Located, options: Options, report: Report) -> list[Numbered]:
-    """The prompts of a file with their line (Parquet: row) numbers. Each error goes to `report`, which may raise; rows with errors are left out."""
+@dataclass(frozen=True)
+class FileRead:
+    """The prompts of a file with their line (Parquet: row) numbers; `place.unit` says which."""
+
+    place: Place
+    prompts: list[Numbered]
+
+
+def read_file(located: Located, options: Options, report: Report) -> FileRead:
+    """The prompts of a file. Each error goes to `report`, which may raise; rows with errors are left out."""
     used = set(options.columns.values())
     dropped = frozenset(name for name, column in options.columns.items() if column is None and name not in used)
     noted = _Noted(report)
-    return _prompts(open_rows(located, read_bytes(located), dropped, noted), options, noted)
+    rows = open_rows(located, read_bytes(located), dropped, noted)
+    return FileRead(rows.place, _prompts(rows, options, noted))
 
 
 def read_items(items: Iterable[Mapping[str, object] | Prompt | str], place: Place, options: Options, report: Report) -> list[Prompt]:

@@ -77,6 +77,10 @@ class Suite:
         """Each prompt's id, unique within the suite."""
         return tuple(prompt.id for prompt in self.prompts)
 
+    def splits(self) -> tuple[str, ...]:
+        """Each prompt's split. Raises SuiteError when the file's own `split` fields contradict each other."""
+        return self._splits
+
     def split(self, seed: int = 0, fractions: tuple[float, float, float] = FRACTIONS) -> "Suite":
         """The same prompts, whose views are drawn with this seed and these shares of train, calibration and test. Raises SuiteError on a view."""
         self._refuse_view("split")
@@ -106,7 +110,7 @@ class Suite:
         if n >= len(self):
             return self
         kinds = self._labels if self.has_labels else tuple(prompt.label for prompt in self.prompts)
-        splits = self._assignment if not self.view else ("",) * len(self)
+        splits = self._splits if not self.view else ("",) * len(self)
         return self._derive(spread_positions(self.prompts, [f"{split} {kind!r}" for split, kind in zip(splits, kinds, strict=True)], n), f"[head {n}]")
 
     def __getitem__(self, split: str) -> "Suite":
@@ -114,9 +118,9 @@ class Suite:
         if split not in SPLITS:
             raise SuiteError(f"{self._called} has no split {shorten(split)}; the splits are {', '.join(SPLITS)}")
         self._refuse_view(f"[{split!r}]")
-        positions = [index for index, assigned in enumerate(self._assignment) if assigned == split]
+        positions = [index for index, assigned in enumerate(self._splits) if assigned == split]
         if not positions:
-            counts = Counter(self._assignment)
+            counts = Counter(self._splits)
             sizes = ", ".join(f"{name} {counts[name]}" for name in SPLITS)
             raise SuiteError(
                 f"{self._called}: the split {split!r} is empty ({sizes} prompts in {len(set(self.groups()))} groups); "
@@ -159,9 +163,9 @@ class Suite:
         return tuple(labels)
 
     @cached_property
-    def _assignment(self) -> tuple[str, ...]:
+    def _splits(self) -> tuple[str, ...]:
         if self.origin:
-            whole = self.origin._assignment
+            whole = self.origin._splits
             return tuple(whole[index] for index in self.positions)
         try:
             return assign(self.prompts, self.positive, self.split_seed, self.fractions)
@@ -215,8 +219,8 @@ def suite_from_file(
     """Load a suite from a file that was found already. Raises SuiteError as `suite` does."""
     name = name or located.path.stem
     _check_suite_name(name)
-    prompts = [prompt for _, prompt in read_file(located, options, raise_problem)]
-    return Suite(name, tuple(prompts), options.positive, located.display, split_seed, fractions)
+    prompts = tuple(prompt for _, prompt in read_file(located, options, raise_problem).prompts)
+    return Suite(name, prompts, options.positive, located.display, split_seed, fractions)
 
 
 def concat(*suites: Suite, name: str, split_seed: int = 0, fractions: tuple[float, float, float] = FRACTIONS) -> Suite:

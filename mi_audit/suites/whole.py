@@ -6,8 +6,11 @@ from mi_audit.suites.problems import Place, Problem, listing, shorten
 from mi_audit.suites.prompt import Prompt
 from mi_audit.suites.splits import explicit_conflict
 
+Numbered = tuple[int, Prompt]
+"""A prompt and the number of its line, row or item."""
 
-def whole_problems(prompts: Sequence[tuple[int, Prompt]], place: Place, positive: str | None) -> Iterator[Problem]:
+
+def whole_problems(prompts: Sequence[Numbered], place: Place, positive: str | None) -> Iterator[Problem]:
     """The errors that only show when the rows are seen together, each at the line of the later row and naming the earlier one."""
     yield from _repeated_ids(prompts, place)
     yield from _labels(prompts, place, positive)
@@ -18,7 +21,7 @@ def whole_problems(prompts: Sequence[tuple[int, Prompt]], place: Place, positive
         yield Problem("error", place.at(prompts[later][0]), f"{what} ({place.unit} {prompts[earlier][0]} and this one)", fix, "split")
 
 
-def _repeated_ids(prompts: Sequence[tuple[int, Prompt]], place: Place) -> Iterator[Problem]:
+def _repeated_ids(prompts: Sequence[Numbered], place: Place) -> Iterator[Problem]:
     seen: dict[str, int] = {}
     for number, prompt in prompts:
         if prompt.id in seen:
@@ -27,7 +30,7 @@ def _repeated_ids(prompts: Sequence[tuple[int, Prompt]], place: Place) -> Iterat
         seen.setdefault(prompt.id, number)
 
 
-def _labels(prompts: Sequence[tuple[int, Prompt]], place: Place, positive: str | None) -> Iterator[Problem]:
+def _labels(prompts: Sequence[Numbered], place: Place, positive: str | None) -> Iterator[Problem]:
     first: dict[type, int] = {}
     for number, prompt in prompts:
         first.setdefault(type(prompt.label), number)
