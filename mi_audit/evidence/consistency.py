@@ -107,8 +107,8 @@ def _instruments(run: RunRecord) -> Iterator[str]:
 
 
 def _audit(audit: AuditRecord, claims: dict[str, ClaimRecord]) -> Iterator[str]:
-    if (audit.error is not None) != (audit.verdict is Verdict.ERROR):
-        yield f"audit {audit.id} is {audit.verdict} {'with' if audit.error else 'without'} an error"
+    if audit.error is not None and audit.verdict is not Verdict.ERROR:
+        yield f"audit {audit.id} is {audit.verdict}, but it could not run: {audit.error}"
     of_claims = Verdict.worst([claims[claim].verdict for claim in audit.claims if claim in claims])
     if of_claims.severity > audit.verdict.severity:
         yield f"audit {audit.id} is {audit.verdict}, better than the worst of its claims ({of_claims})"

@@ -1,5 +1,6 @@
 """One way to write and read a Parquet table: equal rows give equal bytes, and a hostile file gives an error."""
 
+import hashlib
 import os
 from pathlib import Path
 from typing import Final
@@ -34,14 +35,16 @@ def save(path: Path, table: pa.Table, *, sorted_by: tuple[str, ...], schema_vers
 
 
 def measure(path: Path) -> TableRecord:
-    """Rows and logical digest of a table on disk, read a row group at a time.
+    """Rows, logical digest and SHA-256 of a table on disk, read a row group at a time.
 
     Raises:
         EvidenceError: no such file, too large, or not a Parquet table whose checksums hold.
     """
     with _opened(path) as file:
         digest = RowDigest(file.schema_arrow).update(file.iter_batches())
-        return TableRecord(rows=digest.rows, digest=digest.hexdigest())
+    with path.open("rb") as raw:
+        sha256 = hashlib.file_digest(raw, "sha256").hexdigest()
+    return TableRecord(rows=digest.rows, digest=digest.hexdigest(), sha256=sha256)
 
 
 def load(path: Path, *, columns: list[str] | None, equal: dict[str, str | None]) -> pa.Table:

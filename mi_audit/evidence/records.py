@@ -351,6 +351,8 @@ class TableRecord(Record):
     """Number of rows."""
     digest: Digest
     """Logical digest of the rows: independent of the Parquet writer."""
+    sha256: Digest
+    """SHA-256 of the file: the same rows in other bytes are another file."""
 
 
 class RunRecord(Record):

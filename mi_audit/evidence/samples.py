@@ -2,7 +2,7 @@
 
 Columns: measurement (id of the reading), arm (the detector, a null, a baseline), draw (of a null, from 0), condition (of an intervention; empty otherwise),
 prompt, value, threshold (frozen; null without one), token (index read; null where tokens were averaged), group, label (null without labels), digest of the
-prompt. Rows are sorted by measurement, arm, condition, draw, prompt, token, so that equal inputs give equal tables in whatever order they were added.
+prompt, pair (for paired quantities; null without pairs). Rows are sorted by measurement, arm, condition, draw, prompt, token, so that equal inputs give equal tables in whatever order they were added.
 """
 
 from collections.abc import Sequence
@@ -32,6 +32,7 @@ SCHEMA: Final = pa.schema(
         pa.field("group", TEXT, nullable=False),
         pa.field("label", pa.bool_()),
         pa.field("digest", TEXT, nullable=False),
+        pa.field("pair", TEXT),
     ]
 )
 SORTED_BY: Final = ("measurement", "arm", "condition", "draw", "prompt", "token")
@@ -62,6 +63,7 @@ class _Rows:
     groups: pa.Array
     labels: pa.Array
     tokens: pa.Array
+    pairs: pa.Array
     arms: tuple[Arm, ...]
 
 
@@ -81,8 +83,9 @@ class SampleTable:
         labels: Sequence[bool] | NDArray[np.bool_] | None,
         token_index: Sequence[int | None] | NDArray[np.integer],
         arms: Sequence[Arm],
+        pairs: Sequence[str] | None = None,
     ) -> None:
-        """Add a reading of n prompts; every sequence has length n.
+        """Add a reading of n prompts; every sequence but `arms` has length n. `pairs` names each prompt's pair, for paired quantities.
 
         Raises:
             EvidenceError: lengths differ, a value is not finite, a prompt (or an arm) occurs twice, a name is no text, or the reading was added before.
@@ -93,7 +96,7 @@ class SampleTable:
         n = len(prompt_ids)
         known_labels = None if labels is None else [bool(label) for label in labels]
         tokens = [None if token is None else int(token) for token in token_index]
-        for name, column in (("digests", digests), ("groups", groups), ("labels", known_labels), ("token_index", tokens)):
+        for name, column in (("digests", digests), ("groups", groups), ("labels", known_labels), ("token_index", tokens), ("pairs", pairs)):
             if column is not None and len(column) != n:
                 raise EvidenceError(f"{where}: {name} has {len(column)} rows for {n} prompts")
         for arm in arms:
@@ -109,6 +112,7 @@ class SampleTable:
             groups=_texts(groups, order, where, "group"),
             labels=pa.nulls(n, pa.bool_()) if known_labels is None else pa.array([known_labels[row] for row in order], pa.bool_()),
             tokens=pa.array([tokens[row] for row in order], pa.int32()),
+            pairs=pa.nulls(n, pa.string()) if pairs is None else _texts(pairs, order, where, "pair"),
             arms=tuple(
                 Arm(arm.name, np.asarray(arm.values, dtype=np.float64)[:, order], arm.thresholds, arm.condition)
                 for arm in sorted(arms, key=lambda arm: (arm.name, arm.condition))
@@ -179,6 +183,7 @@ def _arm_table(reading: str, rows: _Rows, arm: Arm) -> pa.Table:
             tiled(rows.groups),
             repeated(rows.labels),
             tiled(rows.digests),
+            tiled(rows.pairs),
         ],
         schema=SCHEMA,
     )

@@ -20,7 +20,7 @@ import pyarrow as pa
 from mi_audit.errors import EvidenceError
 from mi_audit.evidence import canonical, consistency, parquet, tables
 from mi_audit.evidence.canonical import Evidence
-from mi_audit.evidence.records import RunRecord, TableRecord, VolatileRecord
+from mi_audit.evidence.records import RunRecord, VolatileRecord
 from mi_audit.evidence.samples import SampleTable
 
 EVIDENCE: Final = "evidence.json"
@@ -63,6 +63,7 @@ def write(
     """
     directory = Path(os.path.abspath(directory))
     with _failures_named(directory):
+        consistency.check(run)
         _check_target(directory)
         directory.parent.mkdir(parents=True, exist_ok=True)
         scratch = directory.parent / f".{directory.name}.{secrets.token_hex(6)}.partial"
@@ -92,10 +93,13 @@ def read(directory: Path) -> Bundle:
         if sorted(run.tables) != sorted(tables.NAMES):
             raise EvidenceError(f"{directory / EVIDENCE}: lists the tables {', '.join(sorted(run.tables))}; expected {', '.join(tables.NAMES)}")
         for name, record in run.tables.items():
-            if name in expected and _record(expected[name]) != record:
+            if name in expected and tables.digest_of(expected[name]) != record.digest:
                 raise EvidenceError(f"{directory / EVIDENCE}: the digest of {name} is not that of the records")
-            if parquet.measure(directory / name) != record:
+            found = parquet.measure(directory / name)
+            if (found.rows, found.digest) != (record.rows, record.digest):
                 raise EvidenceError(f"{directory / name} is not the table that {EVIDENCE} describes: its rows were changed")
+            if found.sha256 != record.sha256:
+                raise EvidenceError(f"{directory / name} was written anew or damaged: its rows are those of the run, its SHA-256 is not")
         _check_detectors(directory, run)
         return Bundle(directory, run, evidence.volatile)
 
@@ -126,10 +130,11 @@ def _fill(
     html: Callable[[Path], str] | None,
 ) -> None:
     every = {**tables.flat_tables(run), tables.SAMPLES: samples.table()}
-    run = run.model_copy(update={"tables": {name: _record(table) for name, table in every.items()}})
-    consistency.check(run)
+    records = {}
     for name, table in every.items():
         parquet.save(scratch / name, table, sorted_by=tables.sorted_by(name), schema_version=run.schema_version, plan_digest=run.plan.digest)
+        records[name] = parquet.measure(scratch / name)
+    run = run.model_copy(update={"tables": records})
     _put(scratch / EVIDENCE, canonical.dump(Evidence(evidence=run, volatile=volatile)))
     for name, content in detector_files.items():
         _check_detector_name(name)
@@ -138,10 +143,6 @@ def _fill(
     _check_detectors(scratch, run)
     if html is not None:
         _put(scratch / REPORT, html(scratch).encode("utf-8"))
-
-
-def _record(table: pa.Table) -> TableRecord:
-    return TableRecord(rows=table.num_rows, digest=tables.digest_of(table))
 
 
 def _put(path: Path, content: bytes) -> None:
