@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 _COLOURS = {Verdict.PASS: "green", Verdict.INCONCLUSIVE: "yellow", Verdict.FAIL: "red", Verdict.ERROR: "red"}
 
 
-def explain(claim: Claim) -> list[str]:
-    """A claim, the estimate that it was decided on, its controls and what would decide it."""
+def explain(claim: Claim, worst: Sequence[str] = ()) -> list[str]:
+    """A claim, the estimate that it was decided on, its controls, what would decide it, and the ids of the prompts that speak most against it."""
     estimate = claim.estimate
     lines = [
         f"{claim.verdict}: {estimate.of}: {claim.text}",
@@ -30,13 +30,14 @@ def explain(claim: Claim) -> list[str]:
         lines.extend(
             f"  baseline   {baseline.name}: {baseline.value:.3f} [{baseline.low:.3f}, {baseline.high:.3f}]" for baseline in estimate.controls.baselines
         )
+    if worst:
+        lines.append(f"  worst      prompts {', '.join(worst)} (texts are not shown; look the ids up in the suite)")
     return lines
 
 
-def explain_result(result: AuditResult) -> str:
+def explain_result(result: AuditResult, run: "Session") -> str:
     """Every claim of an audit that did not pass."""
-    lines = [line for decided in result.claims if decided.claim.verdict is not Verdict.PASS for line in explain(decided.claim)]
-    return "\n".join(lines)
+    return "\n".join(line for one in result.claims if one.claim.verdict is not Verdict.PASS for line in explain(one.claim, run.worst_prompts(one.planned.spec)))
 
 
 def closing_lines(results: Sequence[AuditResult], run: "Session") -> list[tuple[str, str]]:

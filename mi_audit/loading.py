@@ -27,7 +27,7 @@ def load_bench(settings: Settings) -> "tuple[LoadedModel, Bench]":
     from mi_audit.model.load import load
 
     model = load(settings.model, device=settings.device, dtype=settings.dtype)
-    return model, Bench(model, alpha=settings.alpha, seed=settings.seed, limit=settings.limit, progress=TerminalProgress())
+    return model, Bench(model, alpha=settings.alpha, seed=settings.seed, limit=settings.limit, progress=TerminalProgress("reading activations"))
 
 
 def load_model(ref: str = DEFAULT_MODEL, *, device: str = "auto", dtype: str = "auto", alpha: float = 0.025, seed: int = 0) -> Auditor:

@@ -14,14 +14,15 @@ from mi_audit.errors import EvidenceError, InconclusiveError, MiAuditError
 
 if TYPE_CHECKING:
     from mi_audit.auditor import Auditor
+    from mi_audit.judging.results import AuditResult
     from mi_audit.plan.plan import PlannedAudit
     from mi_audit.session import Session
 
 EVIDENCE_FAILED, NOT_RUN = 11, 12
 
-_run = pytest.StashKey["AuditRun"]()
-_planned = pytest.StashKey["PlannedAudit"]()
-_result = pytest.StashKey["AuditResult"]()
+_run: "pytest.StashKey[AuditRun]" = pytest.StashKey()
+_planned: "pytest.StashKey[PlannedAudit]" = pytest.StashKey()
+_result: "pytest.StashKey[AuditResult]" = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -64,18 +65,6 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Mod
     if parent.session.isinitpath(file_path) or path_matches_patterns(file_path, parent.config.getini("python_files")):
         return None
     return pytest_pycollect_makemodule(file_path, parent)
-
-
-def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
-    """A failing claim explains itself."""
-    from mi_audit.stats.estimate import Estimate
-
-    if not isinstance(left, Estimate) or op not in (">=", ">", "<=", "<"):
-        return None
-    from mi_audit.explaining import explain
-    from mi_audit.stats.claim import decide
-
-    return explain(decide(left, op, float(right)))  # type: ignore[arg-type]
 
 
 class AuditRun:
@@ -171,9 +160,9 @@ class AuditRun:
         pyfuncitem.stash[_result] = result
         pyfuncitem.user_properties.extend([("mi_audit_verdict", str(result.verdict)), ("mi_audit_id", planned.id)])
         if result.verdict is Verdict.FAIL:
-            raise raised if isinstance(raised, AssertionError) else AuditFailedError(explain_result(result))
+            raise raised if isinstance(raised, AssertionError) else AuditFailedError(explain_result(result, self.session))
         if result.verdict is Verdict.INCONCLUSIVE:
-            raise AuditInconclusiveError(explain_result(result))
+            raise AuditInconclusiveError(explain_result(result, self.session))
         return True
 
     @pytest.hookimpl(tryfirst=True)
@@ -199,6 +188,18 @@ class AuditRun:
             self.session.judge.fail_to_run(planned, str(call.excinfo.value))
             item.user_properties.append(("mi_audit_verdict", "ERROR"))
         return report
+
+    def pytest_assertrepr_compare(self, op: str, left: object, right: object) -> list[str] | None:
+        """A failing claim explains itself."""
+        from mi_audit.plan.measurements import ClaimSpec, EstimateSpec, is_op
+        from mi_audit.stats.estimate import Estimate
+
+        if not isinstance(left, Estimate) or not isinstance(left.spec, EstimateSpec) or not is_op(op) or not isinstance(right, int | float):
+            return None
+        from mi_audit.explaining import explain
+        from mi_audit.stats.claim import decide
+
+        return explain(decide(left, op, right), self.session.worst_prompts(ClaimSpec(left.spec, op, float(right))))
 
     def pytest_report_teststatus(self, report: pytest.TestReport | pytest.CollectReport) -> tuple[str, str, object] | None:
         """INCONCLUSIVE has its own letter, word and colour; an ERROR shows once, at teardown."""

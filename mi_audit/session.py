@@ -15,10 +15,11 @@ from mi_audit.config import Settings
 from mi_audit.errors import PlanError
 from mi_audit.judging.judge import Judge
 from mi_audit.judging.results import AuditResult
-from mi_audit.plan.measurements import EstimateSpec
+from mi_audit.plan.measurements import ClaimSpec, EstimateSpec
 from mi_audit.plan.plan import Plan, PlannedAudit
 from mi_audit.stats.estimate import Estimate
 from mi_audit.stats.verdict import Verdict
+from mi_audit.worst import worst_prompts
 
 if TYPE_CHECKING:
     from mi_audit.detectors.bench import Bench
@@ -78,6 +79,10 @@ class Session:
             raise PlanError("the model is not loaded, so nothing can be estimated")
         with self._timed("estimates and controls"):
             return self.bench.estimate(spec)
+
+    def worst_prompts(self, claim: ClaimSpec) -> tuple[str, ...]:
+        """Ids of the prompts that speak most against a claim; none before the model was read."""
+        return worst_prompts(claim, self.bench.read(claim.estimate.reading)) if self.bench is not None else ()
 
     def results(self) -> tuple[AuditResult, ...]:
         """Every planned audit's result, in the plan's order."""

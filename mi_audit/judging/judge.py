@@ -117,7 +117,7 @@ def _changed(file: Path, digest: str) -> str | None:
 
 def _as_heard(heard: list[Claim]) -> tuple[DecidedClaim, ...]:
     """The claims of an unplanned audit, which has no other record of them."""
-    return tuple(DecidedClaim(TracedClaim(_spec_of(claim), 0), claim) for claim in heard)
+    return tuple(DecidedClaim(TracedClaim(_spec_of(claim), 0), claim.capped("it was not planned before the run")) for claim in heard)
 
 
 def _spec_of(claim: Claim) -> ClaimSpec:
@@ -131,7 +131,7 @@ def _departure(planned: PlannedAudit, heard: list[Claim], raised: BaseException 
     if raised is not None and not stopped_by_claim:
         return f"the audit raised {type(raised).__name__}: {raised}"
     if planned.unplanned:
-        return None if heard else "the audit claims nothing"
+        return None if heard else "the audit claims nothing; compare an estimate with a number"
     for index, (claim, traced) in enumerate(zip_longest(heard, planned.claims)):
         if claim is None:
             if stopped_by_claim:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeGuard
 
 from mi_audit.plan.detectors import DetectorSpec, describe_suite
 from mi_audit.plan.digest import Json, digest_of
@@ -16,6 +16,11 @@ DISCRIMINATES: frozenset[Quantity] = frozenset({"auroc", "recall", "accuracy", "
 """Quantities that compare the two classes; a detector is shown to work by a claim on one of these, never by its silence."""
 
 Op = Literal[">=", ">", "<=", "<"]
+
+
+def is_op(text: str) -> TypeGuard[Op]:
+    """Whether the text is a comparison that makes a claim."""
+    return text in (">=", ">", "<=", "<")
 
 
 @dataclass(frozen=True)

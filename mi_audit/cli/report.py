@@ -1,0 +1,23 @@
+"""`mi-audit report`: render a run's evidence again."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    directory: Annotated[Path, typer.Argument(help="a run's evidence")],
+    out: Annotated[Path | None, typer.Option(help="write the report here instead of into the evidence")] = None,
+) -> None:
+    """Render report.html from the evidence alone: no torch, no audit code. The same evidence gives the same bytes."""
+    from mi_audit.evidence import store
+    from mi_audit.reporting.html import render
+
+    html = render(directory)
+    if out is None:
+        path = store.write_report(directory, html)
+    else:
+        path = out
+        out.write_text(html, encoding="utf-8", newline="\n")
+    typer.echo(str(path))
