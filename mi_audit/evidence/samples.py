@@ -63,7 +63,7 @@ class _Rows:
     groups: pa.Array
     labels: pa.Array
     tokens: pa.Array
-    pairs: pa.Array
+    pairs: pa.Array | None
     arms: tuple[Arm, ...]
 
 
@@ -112,7 +112,7 @@ class SampleTable:
             groups=_texts(groups, order, where, "group"),
             labels=pa.nulls(n, pa.bool_()) if known_labels is None else pa.array([known_labels[row] for row in order], pa.bool_()),
             tokens=pa.array([tokens[row] for row in order], pa.int32()),
-            pairs=pa.nulls(n, pa.string()) if pairs is None else _texts(pairs, order, where, "pair"),
+            pairs=None if pairs is None else _texts(pairs, order, where, "pair"),
             arms=tuple(
                 Arm(arm.name, np.asarray(arm.values, dtype=np.float64)[:, order], arm.thresholds, arm.condition)
                 for arm in sorted(arms, key=lambda arm: (arm.name, arm.condition))
@@ -183,7 +183,7 @@ def _arm_table(reading: str, rows: _Rows, arm: Arm) -> pa.Table:
             tiled(rows.groups),
             repeated(rows.labels),
             tiled(rows.digests),
-            tiled(rows.pairs),
+            pa.nulls(size, TEXT) if rows.pairs is None else tiled(rows.pairs),
         ],
         schema=SCHEMA,
     )
