@@ -1,0 +1,162 @@
+"""From what a plan asks of a model to readings and estimates."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mi_audit.detectors.activations import Activations, ActivationStore, Captured, Request
+from mi_audit.detectors.controls import draws_for
+from mi_audit.detectors.fitted import FittedDetector
+from mi_audit.detectors.learned import LearnedDirection, LearnedProbe
+from mi_audit.detectors.nulls import Draw
+from mi_audit.detectors.progress import as_one
+from mi_audit.detectors.quantities import controls_of, measure
+from mi_audit.detectors.readings import DETECTOR, Arm, ReadingData
+from mi_audit.engine.progress import Progress
+from mi_audit.engine.site import Site
+from mi_audit.errors import DetectorError
+from mi_audit.plan.detectors import DetectorSpec, FalsePositiveRate, ProbeSpec, negatives_of
+from mi_audit.plan.measurements import EstimateSpec, ReadSpec
+from mi_audit.plan.places import At, Tokens
+from mi_audit.stats.checks import Floats
+from mi_audit.stats.estimate import Estimate
+from mi_audit.suites.prompt import Prompt
+from mi_audit.suites.suite import Suite
+
+if TYPE_CHECKING:
+    from mi_audit.model.loaded import LoadedModel
+
+_EMBEDDING = Site(At("embed"), Tokens("all"))
+
+
+class Bench:
+    """Measures one model. What was captured, learned, read or estimated once is kept.
+
+    Args:
+        model: the model under audit.
+        alpha: the one-sided level of every bound; also sets how many draws a null takes.
+        seed: of the run; with the same seed and inputs every number is the same.
+        limit: at most so many prompts of each suite that is read; suites that fit and calibrate stay whole.
+        progress: hears of the forward passes.
+
+    Every method may raise what the rooms below raise: HookPointError, PromptError, DetectorError, StatisticsError.
+    """
+
+    def __init__(self, model: "LoadedModel", *, alpha: float, seed: int, limit: int | None = None, progress: Progress | None = None) -> None:
+        self._model, self._alpha, self._limit, self._progress = model, alpha, limit, progress
+        self._draw = Draw(draws_for(alpha), seed)
+        self._store = ActivationStore(model)
+        self._learned: dict[DetectorSpec, LearnedProbe | LearnedDirection] = {}
+        self._readings: dict[ReadSpec, ReadingData] = {}
+        self._estimates: dict[EstimateSpec, Estimate] = {}
+        self._embedding_fails = any(name == "embed" for name, _, _ in model.hook_points.refused)
+
+    @property
+    def captured(self) -> Captured:
+        """What passed through the model so far."""
+        return self._store.captured
+
+    def prepare(self, readings: Iterable[ReadSpec]) -> None:
+        """Capture all that `readings` need, each distinct prompt once, and learn their detectors: those first, so that one that can't be fitted fails early."""
+        readings = tuple(dict.fromkeys(readings))
+        detectors = tuple(dict.fromkeys(reading.detector for reading in readings))
+        first = [request for detector in detectors for request in self._learning(detector)]
+        then = [self._reading(reading) for reading in readings]
+        with as_one(self._progress, self._store.missing([*first, *then])) as progress:
+            self._store.fetch(first, then, progress=progress)
+            for detector in detectors:
+                self._learn(detector)
+            self._store.fetch(then, progress=progress)
+
+    def detector(self, spec: DetectorSpec) -> FittedDetector:
+        """The detector, fitted and calibrated."""
+        return self._learn(spec).detector
+
+    def read(self, spec: ReadSpec) -> ReadingData:
+        """The detector's scores on the suite, with those of its controls where labels make them meaningful."""
+        if spec not in self._readings:
+            self._readings[spec] = self._read(spec)
+        return self._readings[spec]
+
+    def estimate(self, spec: EstimateSpec) -> Estimate:
+        """A quantity of a reading, with its interval and controls."""
+        if spec not in self._estimates:
+            reading = self.read(spec.reading)
+            pairs = reading.pairs(spec.pairs) if spec.pairs else None
+            plain = measure(spec.quantity, reading.values, reading.threshold, reading.labels, reading.groups, pairs, self._alpha)
+            of = f"{spec.reading.detector.name} on {reading.suite.name}"
+            self._estimates[spec] = replace(plain, of=of, spec=spec, controls=controls_of(spec, plain, reading, self._alpha))
+        return self._estimates[spec]
+
+    def _learn(self, spec: DetectorSpec) -> LearnedProbe | LearnedDirection:
+        if spec not in self._learned:
+            self._fetch(self._learning(spec))
+            site, root = self._site(spec), self._model.identity.root
+            negatives = self._negatives(spec, site)
+            if isinstance(spec, ProbeSpec):
+                fit = self._store.read(spec.fit.prompts, site)
+                self._learned[spec] = LearnedProbe.learn(spec, root, site.at, fit, self._embedded(spec, spec.fit.prompts), negatives, self._draw)
+            else:
+                self._learned[spec] = LearnedDirection.learn(spec, root, site.at, self._width(site), negatives, self._draw)
+        return self._learned[spec]
+
+    def _read(self, spec: ReadSpec) -> ReadingData:
+        learned = self._learn(spec.detector)
+        suite = self._limited(spec.suite)
+        self._fetch([self._reading(spec)])
+        read = self._store.read(suite.prompts, self._site(spec.detector))
+        values = learned.detector.score(read.vectors)
+        if not np.isfinite(values).all():
+            prompt = suite.prompts[int(np.argmin(np.isfinite(values)))]
+            raise DetectorError(f"{spec.detector.name}: its score of prompt {prompt.id!r} is not finite; load the model with dtype='float32'")
+        threshold = learned.detector.threshold
+        arms = [Arm(DETECTOR, values[None], None if threshold is None else np.array([threshold]))]
+        if spec.controls and suite.has_labels and any(suite.labels()):
+            arms += learned.null_arms(read, spec.digest)
+            if not suite.one_class():
+                arms += learned.baseline_arms(suite.prompts, read, self._embedded(spec.detector, suite.prompts))
+        return ReadingData(spec, suite, tuple(arms), read.token_index, int(read.excluded.sum()))
+
+    def _learning(self, spec: DetectorSpec) -> list[Request]:
+        """What must be captured before the detector can score."""
+        site = self._site(spec)
+        requests: list[Request] = []
+        if isinstance(spec, ProbeSpec):
+            requests.append((spec.fit.prompts, frozenset({site} | self._baseline_sites(spec))))
+        if isinstance(spec.threshold, FalsePositiveRate):
+            requests.append((negatives_of(spec.threshold.on), frozenset({site})))
+        return requests
+
+    def _reading(self, spec: ReadSpec) -> Request:
+        suite = self._limited(spec.suite)
+        compares = spec.controls and suite.has_labels and not suite.one_class()
+        return suite.prompts, frozenset({self._site(spec.detector)} | (self._baseline_sites(spec.detector) if compares else set()))
+
+    def _fetch(self, requests: Sequence[Request]) -> None:
+        with as_one(self._progress, self._store.missing(requests)) as progress:
+            self._store.fetch(requests, progress=progress)
+
+    def _site(self, spec: DetectorSpec) -> Site:
+        return Site(spec.at.in_model(self._model.n_layers), spec.tokens)
+
+    def _width(self, site: Site) -> int:
+        return self._model.hook_points.resolve(site.at.point, site.at.layer).width
+
+    def _baseline_sites(self, spec: DetectorSpec) -> set[Site]:
+        """Where a probe's baselines look: at the embedding, unless this model does not show it or the probe itself reads it there."""
+        absent = self._embedding_fails or not isinstance(spec, ProbeSpec) or self._site(spec) == _EMBEDDING
+        return set() if absent else {_EMBEDDING}
+
+    def _embedded(self, spec: DetectorSpec, prompts: Sequence[Prompt]) -> Activations | None:
+        return self._store.read(prompts, _EMBEDDING) if self._baseline_sites(spec) else None
+
+    def _negatives(self, spec: DetectorSpec, site: Site) -> Floats:
+        """The activations [m, d] on which the threshold is calibrated; none for a threshold that needs no calibration."""
+        if isinstance(spec.threshold, FalsePositiveRate):
+            return self._store.read(negatives_of(spec.threshold.on), site).vectors
+        return np.empty((0, self._width(site)))
+
+    def _limited(self, suite: Suite) -> Suite:
+        return suite if self._limit is None else suite.head(self._limit)

@@ -1,0 +1,152 @@
+"""A detector with all that its controls and baselines are made of."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from mi_audit.detectors.activations import Activations
+from mi_audit.detectors.baselines import BAG_OF_WORDS, EMBEDDING, LENGTH, BagOfWords, sign_of_length
+from mi_audit.detectors.files import read_vectors
+from mi_audit.detectors.fitted import FittedDetector
+from mi_audit.detectors.fitting import fitter
+from mi_audit.detectors.linear import Directions, Fitter
+from mi_audit.detectors.nulls import Draw, NullDraws, as_directions
+from mi_audit.detectors.readings import BASELINE, Arm
+from mi_audit.detectors.threshold import calibrate
+from mi_audit.errors import DetectorError
+from mi_audit.plan.detectors import DirectionSpec, FalsePositiveRate, ProbeSpec, Threshold
+from mi_audit.plan.digest import Json
+from mi_audit.plan.places import At
+from mi_audit.stats.checks import Bools, Floats
+from mi_audit.suites.prompt import Prompt
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedProbe:
+    """A probe fitted to its suite: read there as `fit`, on the embedding as `embedded` where that can be read, and on its calibration's negatives [m, d]."""
+
+    spec: ProbeSpec
+    detector: FittedDetector
+    fitter: Fitter
+    fit: Activations
+    embedded: Activations | None
+    negatives: Floats
+    draw: Draw
+
+    @classmethod
+    def learn(cls, spec: ProbeSpec, root: str, at: At, fit: Activations, embedded: Activations | None, negatives: Floats, draw: Draw) -> "LearnedProbe":
+        """Fit and calibrate.
+
+        Raises:
+            DetectorError: the method can't be fitted to these activations, or there are too few negatives.
+        """
+        labels, groups = labels_of(spec), spec.fit.groups()
+        try:
+            method = fitter(spec.method, fit.vectors, labels, groups)
+            directions = method.fit(labels[None])
+            weight, centre = directions.weights[0], directions.centre()
+            threshold = _threshold(spec.threshold, as_directions(weight, centre), negatives)
+        except DetectorError as error:
+            raise DetectorError(f"{spec.name} on {spec.fit.name}, {spec.at}: {error}") from error
+        card: dict[str, Json] = {
+            "method": spec.method,
+            "n": len(labels),
+            "positives": int(labels.sum()),
+            "groups": len(set(groups)),
+            "regularisation": method.regularisation,
+            **_rule(spec.threshold, negatives),
+        }
+        return cls(spec, FittedDetector(spec, root, at, weight, centre, threshold, card), method, fit, embedded, negatives, draw)
+
+    @cached_property
+    def nulls(self) -> tuple[NullDraws, ...]:
+        """Refitted on shuffled labels, and random directions with the covariance of the fitted activations; the same for every suite that is read."""
+        shuffled = self.draw.shuffled_labels(self.spec, self.fitter, labels_of(self.spec), self.spec.fit.groups(), self.negatives)
+        like = as_directions(self.detector.weight, self.detector.centre)
+        return shuffled, self.draw.random_directions(self.spec, like, self.fit.vectors, self.negatives)
+
+    def null_arms(self, read: Activations, reading_digest: str) -> tuple[Arm, ...]:
+        """The nulls' scores on what is read."""
+        return tuple(null.score(read.vectors) for null in self.nulls)
+
+    def baseline_arms(self, prompts: Sequence[Prompt], read: Activations, embedded: Activations | None) -> tuple[Arm, ...]:
+        """The baselines' scores on what is read; one that can't be computed is absent."""
+        scores = {LENGTH: self._sign_of_length * read.n_tokens}
+        if self._words is not None:
+            scores[BAG_OF_WORDS] = self._words.scores(prompts)
+        if self._embedding is not None and embedded is not None:
+            scores[EMBEDDING] = self._embedding.scores(embedded.vectors)[0]
+        return tuple(Arm(BASELINE + name, values[None].astype(np.float64)) for name, values in scores.items())
+
+    @cached_property
+    def _sign_of_length(self) -> float:
+        return sign_of_length(self.fit.n_tokens, labels_of(self.spec))
+
+    @cached_property
+    def _words(self) -> BagOfWords | None:
+        return BagOfWords.fit(self.spec.fit.prompts, labels_of(self.spec))
+
+    @cached_property
+    def _embedding(self) -> Directions | None:
+        """The probe's own method on the mean embedding of all tokens; None where that tells nothing apart."""
+        if self.embedded is None:
+            return None
+        labels = labels_of(self.spec)
+        try:
+            return fitter(self.spec.method, self.embedded.vectors, labels, self.spec.fit.groups()).fit(labels[None])
+        except DetectorError:
+            return None
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedDirection:
+    """A direction from a file, calibrated on negatives [m, d]. It has no fit suite, so its null are random directions alone, its baseline length alone."""
+
+    spec: DirectionSpec
+    detector: FittedDetector
+    negatives: Floats
+    draw: Draw
+
+    @classmethod
+    def learn(cls, spec: DirectionSpec, root: str, at: At, width: int, negatives: Floats, draw: Draw) -> "LearnedDirection":
+        """Read the file and calibrate.
+
+        Raises:
+            DetectorError: the file is not usable (`read_vectors`), was learned on another model, or there are too few negatives.
+        """
+        found = read_vectors(spec.file, spec.name, width=width, digest=spec.file_digest)
+        if found.card is not None and found.card.get("model_root") != root:
+            raise DetectorError(f"{spec.name}: {spec.file.name} was learned on another model, as its card says; fit it on this one")
+        centre = found.centre if found.centre is not None else np.zeros(width)
+        try:
+            threshold = _threshold(spec.threshold, as_directions(found.direction, centre), negatives)
+        except DetectorError as error:
+            raise DetectorError(f"{spec.name}: {error}") from error
+        card: dict[str, Json] = {"file_digest": spec.file_digest, **_rule(spec.threshold, negatives)}
+        return cls(spec, FittedDetector(spec, root, at, found.direction, centre, threshold, card), negatives, draw)
+
+    def null_arms(self, read: Activations, reading_digest: str) -> tuple[Arm, ...]:
+        """Random directions with the covariance of what is read, whose labels have no part in it."""
+        like = as_directions(self.detector.weight, self.detector.centre)
+        return (self.draw.random_directions(self.spec, like, read.vectors, self.negatives, (reading_digest,)).score(read.vectors),)
+
+    def baseline_arms(self, prompts: Sequence[Prompt], read: Activations, embedded: Activations | None) -> tuple[Arm, ...]:
+        """The number of tokens, as it is."""
+        return (Arm(BASELINE + LENGTH, read.n_tokens[None].astype(np.float64)),)
+
+
+def labels_of(spec: ProbeSpec) -> Bools:
+    """Whether each prompt of the fit suite is of the positive class."""
+    return np.asarray(spec.fit.labels(), dtype=np.bool_)
+
+
+def _threshold(rule: Threshold, detector: Directions, negatives: Floats) -> float | None:
+    return None if rule is None else float(calibrate(rule, detector.scores(negatives))[0])
+
+
+def _rule(rule: Threshold, negatives: Floats) -> dict[str, Json]:
+    if rule is None:
+        return {}
+    return {"threshold_rule": str(rule)} | ({"negatives": len(negatives)} if isinstance(rule, FalsePositiveRate) else {})

@@ -1,0 +1,94 @@
+"""From a reading to an estimate, and the same quantity on every draw of a null."""
+
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mi_audit.detectors.controls import SHUFFLED
+from mi_audit.detectors.readings import BASELINE, NULL, Arm, ReadingData
+from mi_audit.errors import StatisticsError
+from mi_audit.plan.measurements import DISCRIMINATES, EstimateSpec, Quantity
+from mi_audit.stats.auroc import auroc, auroc_difference, auroc_value
+from mi_audit.stats.checks import Bools, Floats
+from mi_audit.stats.controls import Baseline, Controls, Null
+from mi_audit.stats.estimate import Estimate
+from mi_audit.stats.means import effect_size, mean, mean_difference, paired_difference
+from mi_audit.stats.rates import rate
+
+Names = NDArray[np.str_]
+
+_Value = TypeVar("_Value")
+_TIE: Final = 1e-9
+
+
+def measure(quantity: Quantity, values: Floats, threshold: float | None, labels: Bools | None, groups: Names, pairs: Names | None, alpha: float) -> Estimate:
+    """The estimate of a quantity on scores [n]; a detector fires strictly above its threshold, and recall is a rate over the positives alone.
+
+    Raises:
+        StatisticsError: the quantity is undefined on these data.
+        ValueError: the quantity needs a threshold, labels or pairs that are not given.
+    """
+    if quantity == "mean":
+        return mean(values, groups, alpha=alpha)
+    if quantity == "rate":
+        return rate(values > _given(threshold, "a threshold"), groups, alpha=alpha)
+    flags = _given(labels, "labels")
+    match quantity:
+        case "auroc":
+            return auroc(values, flags, groups, alpha=alpha)
+        case "recall":
+            return rate(values[flags] > _given(threshold, "a threshold"), groups[flags], alpha=alpha, quantity="recall")
+        case "accuracy":
+            return rate((values > _given(threshold, "a threshold")) == flags, groups, alpha=alpha, quantity="accuracy")
+        case "mean_difference":
+            return mean_difference(values, flags, groups, alpha=alpha)
+        case "paired_difference":
+            return paired_difference(values, flags, _given(pairs, "pairs"), groups, alpha=alpha)
+        case "effect_size":
+            return effect_size(values, flags, groups, alpha=alpha)
+
+
+def controls_of(spec: EstimateSpec, estimate: Estimate, reading: ReadingData, alpha: float) -> Controls | None:
+    """The controls of a quantity that tells classes apart; None for any other, and where they were switched off."""
+    if spec.quantity not in DISCRIMINATES or not spec.reading.controls:
+        return None
+    nulls = tuple(Null(arm.name.removeprefix(NULL), null_statistics(spec, estimate, reading, arm), estimate.value, alpha) for arm in reading.of_kind(NULL))
+    shuffled = next((null for null in nulls if null.name == SHUFFLED), None)
+    selectivity = estimate.value - float(np.mean(shuffled.statistics)) if shuffled else None
+    baselines = tuple(found for arm in reading.of_kind(BASELINE) if (found := _baseline(reading, arm, alpha)) is not None)
+    return Controls(nulls, baselines, selectivity)
+
+
+def null_statistics(spec: EstimateSpec, estimate: Estimate, reading: ReadingData, arm: Arm) -> tuple[float, ...]:
+    """The estimate's statistic on each draw: same prompts, true labels, the draw's own scores and threshold.
+
+    A draw within rounding of what was observed is a tie with it: where few relabellings exist some draws are the detector itself, but for rounding.
+    """
+    labels, groups = reading.labels, reading.groups
+    pairs = reading.pairs(spec.pairs) if spec.pairs else None
+    thresholds = [None] * len(arm.values) if arm.thresholds is None else [float(threshold) for threshold in arm.thresholds]
+    if spec.quantity == "auroc":
+        statistics = np.array([auroc_value(values, _given(labels, "labels")) for values in arm.values])
+    else:
+        each = zip(arm.values, thresholds, strict=True)
+        statistics = np.array([measure(spec.quantity, values, threshold, labels, groups, pairs, estimate.alpha).value for values, threshold in each])
+    statistics[np.isclose(statistics, estimate.value, rtol=_TIE, atol=0)] = estimate.value
+    return tuple(statistics.tolist())
+
+
+def _baseline(reading: ReadingData, arm: Arm, alpha: float) -> Baseline | None:
+    """A baseline's AUROC beside the detector's, whatever the quantity that is estimated; None where there are too few groups to compare the two."""
+    labels, groups, (scores,) = _given(reading.labels, "labels"), reading.groups, arm.values
+    try:
+        alone = auroc(scores, labels, groups, alpha=alpha)
+        paired = auroc_difference(reading.values, scores, labels, groups, alpha=alpha)
+    except StatisticsError:
+        return None
+    return Baseline(arm.name.removeprefix(BASELINE), alone.value, alone.low, alone.high, paired.value, paired.low, paired.high)
+
+
+def _given(value: _Value | None, what: str) -> _Value:
+    if value is None:
+        raise ValueError(f"the quantity needs {what}, which the reading does not have")
+    return value
