@@ -2,7 +2,8 @@
 
 Columns: measurement (id of the reading), arm (the detector, a null, a baseline), draw (of a null, from 0), condition (of an intervention; empty otherwise),
 prompt, value, threshold (frozen; null without one), token (index read; null where tokens were averaged), group, label (null without labels), digest of the
-prompt, pair (for paired quantities; null without pairs). Rows are sorted by measurement, arm, condition, draw, prompt, token, so that equal inputs give equal tables in whatever order they were added.
+prompt, pair (for paired quantities; null without pairs). Rows are sorted by measurement, arm, condition, draw, prompt, token, so that equal inputs give
+equal tables in whatever order they were added.
 """
 
 from collections.abc import Sequence
