@@ -17,7 +17,6 @@ from mi_audit.evidence.samples import Arm, SampleTable
 from mi_audit.judging.results import AuditResult, DecidedClaim
 from mi_audit.plan.detectors import DetectorSpec, ProbeSpec
 from mi_audit.plan.measurements import EstimateSpec, ReadSpec
-from mi_audit.reporting.html import render
 from mi_audit.stats.verdict import Verdict
 from mi_audit.suites.suite import Suite
 from mi_audit.worst import worst_prompts
@@ -79,9 +78,13 @@ def record(run: "Session", results: Sequence[AuditResult], exit_code: int) -> li
         seconds=run.seconds,
         cache={},
     )
-    with_report = run.settings.format == "html"
-    store.write(run.directory, evidence, volatile, samples, files, render if with_report else None)
-    return [f"evidence: {run.directory}", *([f"report:   {run.directory / store.REPORT}"] if with_report else [])]
+    if run.settings.format == "none":
+        store.write(run.directory, evidence, volatile, samples, files)
+        return [f"evidence: {run.directory}"]
+    from mi_audit.reporting.html import render
+
+    store.write(run.directory, evidence, volatile, samples, files, render)
+    return [f"evidence: {run.directory}", f"report:   {run.directory / store.REPORT}"]
 
 
 def _readings_used(results: Sequence[AuditResult]) -> list[ReadSpec]:
@@ -145,7 +148,7 @@ def _detector(spec: DetectorSpec, bench: "Bench", files: dict[str, bytes]) -> r.
         fit_suite=probe.fit.name if probe else None,
         fit_n=len(probe.fit) if probe else None,
         fit_groups=len(set(probe.fit.groups())) if probe else None,
-        regularisation=fitted.regularisation,
+        regularisation=regularisation if isinstance(regularisation := fitted.card.get("regularisation"), float) else None,
         threshold=fitted.threshold,
         threshold_rule=str(spec.threshold) if spec.threshold else None,
         file=name,

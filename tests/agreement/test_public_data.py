@@ -1,0 +1,68 @@
+"""Known results on public data, through our own path and through an independent one. Skipped where the data is absent; set MI_AUDIT_PUBLIC_DATA to its folder."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import mi_audit as mi
+from mi_audit.auditor import Auditor
+from mi_audit.detectors.bench import Bench
+from mi_audit.stats.verdict import Verdict
+
+DATA = Path(os.environ.get("MI_AUDIT_PUBLIC_DATA", Path(__file__).parents[3] / "shared" / "data"))
+
+pytestmark = [pytest.mark.real_model, pytest.mark.skipif(not DATA.is_dir(), reason="the public benchmark data is not on this machine")]
+
+
+@pytest.fixture(scope="module")
+def auditor(default_model):
+    return Auditor(Bench(default_model, alpha=0.025, seed=0).estimate, default_model.identity)
+
+
+def independent_auroc(model, train: mi.Suite, test: mi.Suite, layer: int) -> float:
+    """Difference of means on the last token with transformers and scikit-learn alone, one prompt at a time."""
+    import torch
+    from sklearn.metrics import roc_auc_score
+
+    def last(suite: mi.Suite) -> np.ndarray:
+        rows = []
+        with torch.no_grad():
+            for prompt in suite:
+                ids = model.tokenizer(prompt.text, return_tensors="pt").input_ids
+                rows.append(model.hf(ids, output_hidden_states=True).hidden_states[layer + 1][0, -1].numpy())
+        return np.stack(rows).astype(np.float64)
+
+    acts, labels = last(train), np.array(train.labels())
+    direction = acts[labels].mean(axis=0) - acts[~labels].mean(axis=0)
+    return float(roc_auc_score(test.labels(), last(test) @ direction))
+
+
+def test_truth_of_statements_about_cities(auditor, default_model):
+    """Marks & Tegmark's cities, half of the countries for fitting. The same detector inverts on the negated statements, and its claim fails there."""
+    columns = {"text": "statement", "group": "country", "label": "label"}
+    cities = mi.suite(DATA / "truth/got_cities.csv", columns=columns, fractions=(0.5, 0.0, 0.5))
+    negated = mi.suite(DATA / "truth/got_neg_cities.csv", columns=columns)
+    at = mi.at("resid_post", depth=0.6)
+    truth = mi.probe("truth", method="difference_of_means", at=at, fit=cities["train"])
+    estimate = auditor.read(truth, cities["test"]).auroc()
+    assert 0.84 <= estimate.low <= estimate.value <= estimate.high <= 0.92
+    layer = at.layer_in(default_model.n_layers)
+    assert estimate.value == pytest.approx(independent_auroc(default_model, cities["train"], cities["test"], layer), abs=1e-3)
+    inverted = auditor.read(truth, negated).auroc()
+    assert 0.14 <= inverted.value <= 0.23
+    assert (inverted >= 0.8).verdict is Verdict.FAIL
+
+
+def test_harmful_requests(auditor):
+    """Harmful against harmless instructions as chat requests, last token of the generation prompt, with the baselines that see no internals beside it."""
+    columns = {"text": "instruction"}
+    harmful = mi.suite(DATA / "unsafe/harmful_train.json", columns=columns, chat=True, label="harmful")
+    harmless = mi.suite(DATA / "unsafe/harmless_val.json", columns=columns, chat=True, label="harmless").sample(600, seed=0)
+    both = mi.concat(mi.suite(list(harmful), name="harmful", positive="harmful"), mi.suite(list(harmless), name="harmless", positive="harmful"), name="requests")
+    probe = mi.probe("harmful", method="difference_of_means", at=mi.at("resid_post", depth=0.5), fit=both["train"])
+    estimate = auditor.read(probe, both["test"]).auroc()
+    assert estimate.value >= 0.95
+    assert (estimate >= 0.9).verdict is Verdict.PASS
+    assert {baseline.name for baseline in estimate.controls.baselines} >= {"length", "bag of words"}

@@ -1,0 +1,29 @@
+"""Fixtures that several kinds of test share; each real model is loaded once in a session."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.agreement.tiny_models import save_tiny
+
+pytest_plugins = ["pytester"]
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def default_model():
+    from mi_audit.config import DEFAULT_MODEL
+    from mi_audit.model.load import load
+
+    return load(DEFAULT_MODEL, progress=False)
+
+
+@pytest.fixture(scope="session")
+def gemma():
+    from mi_audit.model.load import load
+
+    return load("gemma3-270m", progress=False)

@@ -1,0 +1,40 @@
+"""Run pytest on an audit file and read what it left."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from mi_audit.evidence import store
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: pytest's result and the bundle."""
+
+    result: pytest.RunResult
+    folder: Path
+
+    @property
+    def bundle(self) -> store.Bundle:
+        return store.read(self.folder)
+
+    @property
+    def verdicts(self) -> dict[str, str]:
+        return {audit.function: str(audit.verdict) for audit in self.bundle.run.audits}
+
+    def error(self, function: str) -> str:
+        return next(audit.error or "" for audit in self.bundle.run.audits if audit.function == function)
+
+
+def run(pytester: pytest.Pytester, model: Path, *arguments: str, report: str = "none") -> Run:
+    folder = pytester.path / "evidence"
+    options = ("-p", "mi_audit.pytest_plugin") if not _installed() else ()
+    result = pytester.runpytest_inprocess(*options, f"--audit-model={model}", f"--audit-out={folder}", f"--audit-format={report}", *arguments)
+    return Run(result, folder)
+
+
+def _installed() -> bool:
+    from importlib.metadata import entry_points
+
+    return any(entry.value == "mi_audit.pytest_plugin" for entry in entry_points(group="pytest11"))

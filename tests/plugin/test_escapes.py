@@ -1,0 +1,127 @@
+"""Every way of writing an audit so that it might pass without its claims holding. None of them gives a PASS."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.plugin.runs import run
+from tests.plugin.toy import TOY
+
+FALSE = 'model.read(probe, toy["test"]).auroc() <= 0.6'
+TRUE = 'model.read(probe, toy["test"]).auroc() >= 0.6'
+
+BODIES = {
+    "negation": f"assert not ({FALSE})",
+    "condition": f"if {FALSE}:\n        assert {TRUE}",
+    "condition_swallows": f"if not ({FALSE}):\n        pass",
+    "alternative": f"assert ({FALSE}) or ({TRUE})",
+    "chained": 'assert 0.1 <= model.read(probe, toy["test"]).auroc() <= 0.6',
+    "swallowed": f"try:\n        assert {FALSE}\n    except BaseException:\n        pass",
+    "suppressed": f"import contextlib\n    with contextlib.suppress(AssertionError):\n        assert {FALSE}",
+    "early_return": f"return\n    assert {FALSE}",
+    "skip": f"import pytest\n    pytest.skip('not today')\n    assert {FALSE}",
+    "xfail": f"import pytest\n    pytest.xfail('known')\n    assert {FALSE}",
+    "exit": "raise SystemExit(0)",
+    "no_claims": "model.read(probe, toy['test']).auroc()",
+    "no_assert": f"{FALSE}",
+    "equality": "assert model.read(probe, toy['test']).auroc() == 1.0",
+    "inequality": "assert model.read(probe, toy['test']).auroc() != 0.3",
+    "value": f"value = model.read(probe, toy['test']).auroc().value\n    assert {TRUE}",
+    "swallowed_value": f"try:\n        float(model.read(probe, toy['test']).auroc())\n    except Exception:\n        pass\n    assert {TRUE}",
+    "any": f"assert any([{FALSE}, {TRUE}])",
+    "nan": "assert model.read(probe, toy['test']).auroc() >= float('nan')",
+    "infinite": "assert model.read(probe, toy['test']).mean() >= float('-inf')",
+    "vacuous_rate": "assert model.read(probe, toy['test']).rate() <= 1.0",
+    "vacuous_auroc": "assert model.read(probe, toy['test']).auroc() >= 0.0",
+    "text": f"str(model.read(probe, toy['test']).auroc())\n    assert {TRUE}",
+    "fitted_on": "assert model.read(probe, toy['train']).auroc() >= 0.6",
+    "calibrated_on": "assert model.read(probe, toy['calibration']).rate() <= 0.9",
+    "whole_suite": "assert model.read(probe, toy).auroc() >= 0.6",
+    "other_claim_in_the_run": f"global calls\n    calls += 1\n    assert model.read(probe, toy['test']).auroc() >= (0.99 if calls == 1 else 0.6)",
+    "fewer_claims_in_the_run": f"global calls2\n    calls2 += 1\n    assert {TRUE}\n    if calls2 == 1:\n        assert {FALSE}",
+    "more_claims_in_the_run": f"global calls3\n    calls3 += 1\n    assert {TRUE}\n    if calls3 > 1:\n        assert model.read(probe, toy['test']).auroc() >= 0.7",
+    "no_claims_in_the_run": f"global calls4\n    calls4 += 1\n    if calls4 == 1:\n        assert {TRUE}",
+    "generator": f"yield\n    assert {FALSE}",
+    "raises_in_the_run": f"global calls5\n    calls5 += 1\n    assert {TRUE}\n    if calls5 > 1:\n        raise KeyError('x')",
+    "asserts_something_else_in_the_run": f"global calls6\n    calls6 += 1\n    assert {TRUE}\n    assert calls6 == 1",
+    "skips_in_the_run": f"import pytest\n    global calls7\n    calls7 += 1\n    assert {TRUE}\n    if calls7 > 1:\n        pytest.skip('later')",
+    "no_controls": "assert model.read(probe, toy['test'], controls=False).auroc() >= 0.6",
+    "unpaired": "assert model.read(probe, toy['test']).paired_difference() >= 0",
+    "other_estimate": "r = model.read(probe, toy['test'])\n    assert r.auroc() >= r.rate()",
+}
+COUNTERS = "\ncalls = calls2 = calls3 = calls4 = calls5 = calls6 = calls7 = 0\n"
+
+
+def test_no_escape_passes(pytester, tiny_folder):
+    audits = "".join(f"\n@mi.audit(about='instrument')\ndef audit_{name}(model):\n    {body}\n" for name, body in BODIES.items())
+    honest = f"\n@mi.audit(about='instrument')\ndef audit_honest(model):\n    assert {TRUE}\n"
+    coroutine = f"\n@mi.audit(about='instrument')\nasync def audit_coroutine(model):\n    assert {FALSE}\n"
+    pytester.makepyfile(audit_toy=TOY + COUNTERS + honest + coroutine + audits)
+    done = run(pytester, tiny_folder)
+    verdicts = done.verdicts
+    assert verdicts.pop("audit_honest") == "PASS", "the run itself must work, or this test shows nothing"
+    assert set(verdicts) == {f"audit_{name}" for name in [*BODIES, "coroutine"]}
+    assert {name: verdict for name, verdict in verdicts.items() if verdict == "PASS"} == {}
+    assert {name for name, verdict in verdicts.items() if verdict == "FAIL"} == {
+        f"audit_{name}" for name in ("chained", "swallowed", "suppressed", "no_assert", "condition_swallows")
+    } - {"audit_condition_swallows"} | ({"audit_condition_swallows"} if verdicts["audit_condition_swallows"] == "FAIL" else set())
+    assert verdicts["audit_no_controls"] == "INCONCLUSIVE"
+    assert done.result.ret == 1
+    for name in ("value", "text", "equality", "swallowed_value"):
+        assert "audit_toy.py:" in done.error(f"audit_{name}"), "the message names the line"
+
+
+@pytest.mark.parametrize("mark", ["skip", "xfail", "skipif(True, reason='x')"])
+def test_pytest_marks_do_not_hide_an_audit(pytester, tiny_folder, mark):
+    pytester.makepyfile(audit_toy="import pytest\n" + TOY + f"\n@pytest.mark.{mark}\n@mi.audit(about='instrument')\ndef audit_false(model):\n    assert {FALSE}\n")
+    done = run(pytester, tiny_folder)
+    assert done.result.ret in (1, 12)
+    assert done.verdicts["audit_false"] != "PASS"
+
+
+def test_python_O_and_plain_asserts_are_refused(pytester, tiny_folder):
+    pytester.makepyfile(audit_toy=TOY + f"\n@mi.audit(about='instrument')\ndef audit_false(model):\n    assert {FALSE}\n")
+    plain = run(pytester, tiny_folder, "--assert=plain")
+    assert plain.result.ret == 12
+    command = [sys.executable, "-O", "-m", "pytest", "-p", "mi_audit.pytest_plugin", f"--audit-model={tiny_folder}"]
+    optimised = subprocess.run(command, cwd=pytester.path, capture_output=True, text=True, check=False)
+    assert optimised.returncode == 12
+    assert "-O removes every assert" in optimised.stdout
+
+
+def test_an_audit_file_changed_after_planning_is_an_error(pytester, tiny_folder):
+    pytester.makepyfile(audit_toy=TOY + f"""
+@mi.audit(about="instrument")
+def audit_a(model):
+    assert {TRUE}
+    if type(model)._seen:
+        import pathlib
+        pathlib.Path(__file__).write_text(pathlib.Path(__file__).read_text() + "# changed")
+    type(model)._seen = True
+
+type_of = mi.Auditor
+type_of._seen = False
+
+@mi.audit(about="instrument")
+def audit_b(model):
+    assert {TRUE}
+""")
+    done = run(pytester, tiny_folder)
+    assert done.verdicts == {"audit_a": "ERROR", "audit_b": "ERROR"}
+    assert "changed after it was planned" in done.error("audit_b")
+    assert done.result.ret == 12
+
+
+def test_a_project_can_not_slip_in_its_own_model(pytester, tiny_folder):
+    pytester.makeconftest("import pytest\n@pytest.fixture\ndef model():\n    return None\n")
+    pytester.makepyfile(audit_toy=TOY + f"\n@mi.audit(about='instrument')\ndef audit_false(model):\n    assert {TRUE}\n")
+    assert run(pytester, tiny_folder).verdicts["audit_false"] == "ERROR"
+
+
+def test_a_model_that_can_not_be_loaded_is_no_verdict_on_it(pytester, tmp_path):
+    pytester.makepyfile(audit_toy=TOY + f"\n@mi.audit(about='instrument')\ndef audit_true(model):\n    assert {TRUE}\n")
+    done = run(pytester, tmp_path / "nowhere")
+    assert done.result.ret == 12
+    assert done.verdicts == {"audit_true": "ERROR"}
+    done.result.assert_outcomes(errors=1)
