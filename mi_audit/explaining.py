@@ -42,12 +42,17 @@ def explain_result(result: AuditResult, run: "Session") -> str:
 
 def closing_lines(results: Sequence[AuditResult], run: "Session") -> list[tuple[str, str]]:
     """A line an audit, then the run's verdict; each with its colour."""
-    lines = [(_COLOURS[result.verdict], f"{result.verdict:<12}  {result.audit.mark.about:<10}  {result.audit.id}") for result in results]
+    lines: list[tuple[str, str]] = []
     for result in results:
-        if result.audit.mark.about == "model" and result.verdict is Verdict.INCONCLUSIVE:
-            lines.extend(
-                ("yellow", f"    {result.audit.id}: {reason}") for reason in dict.fromkeys(reason for one in result.claims for reason in one.claim.reasons)
-            )
+        colour = _COLOURS[result.verdict]
+        lines.append((colour, f"{result.verdict:<12}  {result.audit.mark.about:<10}  {result.audit.id}"))
+        if result.error:
+            lines.append((colour, f"    {result.error}"))
+        for decided in result.claims:
+            claim = decided.claim
+            if claim.verdict is not Verdict.PASS:
+                because = f": {'; '.join(claim.reasons)}" if claim.reasons else ""
+                lines.append((colour, f"    {claim.verdict}  {claim.estimate.of}: {claim.text}, {claim.estimate}{because}"))
     verdict = Verdict.worst([result.verdict for result in results])
     lines.append((_COLOURS[verdict], f"verdict: {verdict}"))
     if run.partial:

@@ -165,9 +165,10 @@ class AuditRun:
             raise AuditInconclusiveError(explain_result(result, self.session))
         return True
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_teardown(self, item: pytest.Item) -> None:
-        """A tool error surfaces as pytest's error, not as a failure of the model."""
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, None, None]:
+        """A tool error surfaces as pytest's error, not as a failure of the model; fixtures are torn down first."""
+        yield
         result = item.stash.get(_result, None)
         if result is not None and result.error is not None:
             raise AuditError(result.error)
@@ -182,7 +183,7 @@ class AuditRun:
         if isinstance(call.excinfo.value, AuditInconclusiveError):
             report.outcome = "skipped"
             report.longrepr = (planned.file.name, item.location[1] or 0, f"INCONCLUSIVE: {call.excinfo.value}")
-        elif isinstance(call.excinfo.value, MiAuditError) and not isinstance(call.excinfo.value, InconclusiveError):
+        elif isinstance(call.excinfo.value, AuditFailedError | MiAuditError):
             report.longrepr = f"{call.excinfo.typename}: {call.excinfo.value}"
         if report.when == "setup" and report.failed:
             self.session.judge.fail_to_run(planned, str(call.excinfo.value))

@@ -156,6 +156,8 @@ def trace_body(body: Callable[[Trace], object], file: Path) -> Trace:
     except BaseException as error:  # noqa: BLE001 — the body is the user's code: whatever it raises, skips and exits too, is a fault of the audit, reported with its line
         trace.faults.append(f"{file.name}:{_line_of(error, file)}: {type(error).__name__} while planning: {error}. {_PLAIN}")
     else:
+        if inspect.iscoroutine(returned):
+            returned.close()
         if inspect.isawaitable(returned) or inspect.isgenerator(returned) or inspect.isasyncgen(returned):
             trace.faults.append(f"{file.name}: an audit is a plain function; this one is a coroutine or a generator, so its claims would never be made")
     if not trace.claims and not trace.faults:

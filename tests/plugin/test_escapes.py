@@ -42,7 +42,6 @@ BODIES = {
     "fewer_claims_in_the_run": f"global calls2\n    calls2 += 1\n    assert {TRUE}\n    if calls2 == 1:\n        assert {FALSE}",
     "more_claims_in_the_run": f"global calls3\n    calls3 += 1\n    assert {TRUE}\n    if calls3 > 1:\n        assert model.read(probe, toy['test']).auroc() >= 0.7",
     "no_claims_in_the_run": f"global calls4\n    calls4 += 1\n    if calls4 == 1:\n        assert {TRUE}",
-    "generator": f"yield\n    assert {FALSE}",
     "raises_in_the_run": f"global calls5\n    calls5 += 1\n    assert {TRUE}\n    if calls5 > 1:\n        raise KeyError('x')",
     "asserts_something_else_in_the_run": f"global calls6\n    calls6 += 1\n    assert {TRUE}\n    assert calls6 == 1",
     "skips_in_the_run": f"import pytest\n    global calls7\n    calls7 += 1\n    assert {TRUE}\n    if calls7 > 1:\n        pytest.skip('later')",
@@ -111,6 +110,12 @@ def audit_b(model):
     assert done.verdicts == {"audit_a": "ERROR", "audit_b": "ERROR"}
     assert "changed after it was planned" in done.error("audit_b")
     assert done.result.ret == 12
+
+
+def test_a_generator_and_a_broken_file_are_errors(pytester, tiny_folder):
+    for source in (TOY + f"\n@mi.audit(about='instrument')\ndef audit_generator(model):\n    yield\n    assert {FALSE}\n", "import mi_audit as mi\nmi.suite('nowhere.jsonl')\n", "import mi_audit\n("):
+        pytester.makepyfile(audit_toy=source)
+        assert run(pytester, tiny_folder).result.ret == 12
 
 
 def test_a_project_can_not_slip_in_its_own_model(pytester, tiny_folder):
