@@ -1,7 +1,7 @@
 """Linear detectors by closed form: difference of means and mass mean, fitted to one labelling of the activations or to many at once."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -30,6 +30,9 @@ class Directions:
         (weight,) = self.weights
         centre: Floats = self.mean - self.intercepts[0] / (weight @ weight) * weight
         return centre
+
+
+_LEAST_WITHIN: Final = 1e-10  # of the total variance; below it the variance within the classes is lost in rounding
 
 
 class Fitter(Protocol):
@@ -92,11 +95,10 @@ class MassMean:
         difference = contrasts(labels) @ self._coordinates
         shrinkage, scale = self._shrinkage(labels, difference, rank_1, width)
         diagonal = (1 - shrinkage)[:, None] * self._scatter / n + (shrinkage * scale)[:, None]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            solved = difference / diagonal
-            solved /= (1 - (1 - shrinkage) * rank_1 / n * (difference * solved).sum(axis=1))[:, None]
+        solved = difference / diagonal
+        solved /= (1 - (1 - shrinkage) * rank_1 / n * (difference * solved).sum(axis=1))[:, None]
         if not (np.isfinite(solved).all() and solved.any(axis=1).all()):
-            raise DetectorError("the activations do not vary within the classes, so their covariance has no inverse; use method='difference_of_means'")
+            raise DetectorError("the two classes have the same mean activation, so their difference has no direction")
         return Directions(self._mean, solved @ self._axes, np.zeros(len(labels)))
 
     def _shrinkage(self, labels: Bools, difference: Floats, rank_1: Floats, width: int) -> tuple[Floats, Floats]:
@@ -108,6 +110,8 @@ class MassMean:
         share = labels.mean(axis=1)[:, None]
         mean_of_class = np.where(labels, 1 - share, -share)  # × difference: the mean of the row's own class
         residual = (self._coordinates**2).sum(axis=1) - 2 * mean_of_class * (difference @ self._coordinates.T) + mean_of_class**2 * lengths[:, None]
+        if not (trace > _LEAST_WITHIN * self._scatter.sum() / n).all():
+            raise DetectorError("the activations do not vary within the classes, so their covariance has no inverse; use method='difference_of_means'")
         scale = trace / width
         distance = square - width * scale**2
         noise = np.minimum(((residual**2).sum(axis=1) / n - square) / n, distance)
