@@ -26,7 +26,7 @@ def parquet_rows(source: str, data: bytes, dropped: frozenset[str], report: Repo
         texts = [field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)]
         # Dictionaries stay dictionaries: a few bytes on disk can't become gigabytes before a row's length is known.
         file = pq.ParquetFile(pa.BufferReader(data), read_dictionary=texts)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         report(Problem("error", place, f"is not a Parquet file ({error})", "write it again"))
         return Rows(place, iter(()))
     names = [name for name in schema.names if name not in dropped]

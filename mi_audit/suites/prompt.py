@@ -16,6 +16,7 @@ Label = str | bool | None
 
 ROLES: Final = ("system", "user", "assistant")
 _ID_KEY: Final = b"mi-audit prompt id 1"
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Prompt:
 
 def canonical_json(value: object) -> bytes:
     """JSON with sorted keys, no spaces, UTF-8. For strings, integers, bools and null it is RFC 8785; floats are Python's shortest form."""
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return _ENCODER.encode(value).encode()
 
 
 def canonical_content(text: str | None, messages: tuple[Message, ...] | None, response: str | None) -> bytes:

@@ -1,4 +1,5 @@
 import csv
+import hashlib
 import json
 import subprocess
 import sys
@@ -85,16 +86,15 @@ def test_prompts_without_an_id_get_one_from_their_content_and_equal_ones_share_a
     assert two.id == f"{one.id}-2" and one.group == two.group == one.id
     assert len(one.id) == 16 and other.id != one.id and other.group == other.id
     assert one.digest == two.digest != other.digest
-    assert one.id not in one.digest
+    content = b'{"messages":null,"response":null,"text":"same"}'
+    assert one.id == hashlib.blake2b(content, digest_size=8, key=b"mi-audit prompt id 1").hexdigest()
 
 
 def test_content_digest_is_sha256_of_canonical_json():
     rfc8785 = pytest.importorskip("rfc8785")
-    from hashlib import sha256
-
     prompt = Prompt("x", messages=(Message("user", 'é "\u2028\x7f\n\U0001f600'),), response="\\")
     content = {"text": None, "messages": [{"role": "user", "content": 'é "\u2028\x7f\n\U0001f600'}], "response": "\\"}
-    assert prompt.digest == sha256(rfc8785.dumps(content)).hexdigest()
+    assert prompt.digest == hashlib.sha256(rfc8785.dumps(content)).hexdigest()
 
 
 BROKEN = [
@@ -216,6 +216,21 @@ def test_parquet_types_lengths_and_counts(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "ROWS", 1)
     with pytest.raises(SuiteError, match="2 rows, 1 are the limit"):
         suite(path)
+
+
+def test_a_small_parquet_file_cannot_fill_the_memory(tmp_path):
+    path = tmp_path / "a.parquet"
+    texts = pa.DictionaryArray.from_arrays(pa.array([0] * 256, pa.int32()), pa.array(["x" * 8_000_000]))
+    pq.write_table(pa.table({"text": texts}), path, compression="zstd", dictionary_pagesize_limit=100_000_000)
+    assert path.stat().st_size < 20_000
+    usual, measured = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(measured)
+    try:
+        with pytest.raises(SuiteError, match=r"a.parquet, row 1: has 8000000 characters"):
+            suite(path)
+    finally:
+        pa.set_memory_pool(usual)
+    assert 8_000_000 <= measured.max_memory() < 200_000_000
 
 
 def test_damaged_parquet_is_an_error_with_its_row(tmp_path):

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 
 from mi_audit.errors import SuiteError
-from mi_audit.suites import Prompt, suite
+from mi_audit.suites import Prompt, concat, suite
 from mi_audit.suites.splits import SPLITS
 
 SHARES = [((0.4, 0.2, 0.4), 2), ((0.5, 0, 0.5), 2), ((1 / 3, 1 / 3, 1 / 3), 2), ((0.8, 0.1, 0.1), 6)]  # with how far a split's size may be from its share
@@ -57,6 +57,7 @@ def test_no_group_leaks_and_every_split_gets_its_share_of_groups_and_kinds(fract
     [
         (1, (0.4, 0.2, 0.4), (1, 0, 0)),
         (2, (0.4, 0.2, 0.4), (1, 0, 1)),
+        (2, (0.5, 0.25, 0.25), (1, 0, 1)),
         (4, (0.4, 0.2, 0.4), (2, 1, 1)),
         (10, (0.4, 0.2, 0.4), (4, 2, 4)),
         (13, (0.4, 0.2, 0.4), (5, 3, 5)),
@@ -114,6 +115,9 @@ def test_splits_that_contradict_each_other():
     prompts = [Prompt(name, text=name, group="g", fields=(("split", split),)) for name, split in (("a", "train"), ("b", "test"))]
     with pytest.raises(SuiteError, match=r"item 2, field \"split\": the group 'g' is in two splits \(item 1 and this one\); give"):
         suite(prompts, name="x")
+    joined = concat(*(suite([prompt], name=prompt.id) for prompt in prompts), name="joined")
+    with pytest.raises(SuiteError, match=r"the suite 'joined' \(python\): the group 'g' is in two splits: prompts 'a' and 'b'; give every row"):
+        joined["train"]
 
 
 def test_a_view_is_not_split_again():
