@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from mi_audit.errors import ModelError
 from mi_audit.model.cache import write_manifest
 from mi_audit.model.identity import digest_file
-from mi_audit.model.quiet import LOAD_ERRORS, quietly
+from mi_audit.model.transformers_io import LOAD_ERRORS, quietly, refuse_incomplete
 
 VOLATILE = ("_model_name_or_path", "_name_or_path", "transformers_version", "quantization_config", "is_local", "local_files_only", "name_or_path")
 """Keys that say where and with what a file was written, and not what the model is."""
@@ -24,8 +24,10 @@ def convert_gguf(gguf: Path, folder: Path, *, source_sha256: str) -> None:
     """
     try:
         with quietly():
-            loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True)
-            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
+            local: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
+            loaded, info = cast(Any, AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, output_loading_info=True, **local))
+            tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **local)
+            refuse_incomplete(str(gguf), info)
             _fresh(loaded).save_pretrained(folder, max_shard_size="1000GB")
             tokenizer.save_pretrained(folder)
     except LOAD_ERRORS as error:

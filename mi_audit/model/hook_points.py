@@ -100,11 +100,11 @@ class HookPoints:
             places |= {(name, layer): place for name, place in block.places.items()}
         taps: dict[Key, Tap] = {}
         refused: dict[Key, str] = {}
-        for (name, layer), place in places.items():
+        for key, place in places.items():
             if place.module is None or place.slot is None:
-                refused[name, layer] = place.why_not
+                refused[key] = place.why_not
             else:
-                taps[name, layer] = Tap(name, layer, place.module, place.slot, place.width, place.writable)
+                taps[key] = Tap(*key, place.module, place.slot, place.width, place.writable)
         return cls(taps, refused, len(decoder.blocks), decoder)
 
     @property
@@ -115,8 +115,8 @@ class HookPoints:
     @property
     def refused(self) -> tuple[tuple[str, int | None, str], ...]:
         """Hook points that can't be used: (name, layer, reason), in the order of a forward pass."""
-        ordered = sorted(self._refused, key=lambda key: (NAMES.index(key[0]), -1 if key[1] is None else key[1]))
-        return tuple((name, layer, self._refused[name, layer]) for name, layer in ordered)
+        ordered = sorted(self._refused.items(), key=lambda item: (NAMES.index(item[0][0]), -1 if item[0][1] is None else item[0][1]))
+        return tuple((name, layer, reason) for (name, layer), reason in ordered)
 
     @property
     def taps(self) -> tuple[Tap, ...]:
@@ -159,10 +159,10 @@ class HookPoints:
 
 def _ranges(layers: list[int]) -> str:
     """`0-5, 7` for the layers 0 to 5 and 7."""
-    runs: list[list[int]] = []
+    runs: list[tuple[int, int]] = []
     for layer in layers:
-        if runs and runs[-1][-1] == layer - 1:
-            runs[-1][-1] = layer
+        if runs and runs[-1][1] == layer - 1:
+            runs[-1] = runs[-1][0], layer
         else:
-            runs.append([layer, layer])
+            runs.append((layer, layer))
     return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

