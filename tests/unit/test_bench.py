@@ -10,7 +10,8 @@ from scipy.stats import rankdata
 
 from mi_audit.detectors.bench import Bench
 from mi_audit.detectors.fitted import load as load_detector
-from mi_audit.detectors.readings import BASELINE, NULL
+from mi_audit.detectors.quantities import null_statistics
+from mi_audit.detectors.readings import BASELINE, NULL, Arm
 from mi_audit.engine.capture import Site, capture
 from mi_audit.errors import DetectorError
 from mi_audit.model.load import load
@@ -102,10 +103,12 @@ def test_equal_texts_with_other_fields_are_read_at_their_own_token(model):
         word: suite([{"text": text, "word": word, "label": True}, {"text": "no or yes", "word": word, "label": False}], name=word) for word in ("no", "yes")
     }
     one = bench(model)
-    read = {
-        word: one.read(ReadSpec(answers(tokens=last_of("word"), fit=labelled(name="other"), threshold=0), each, controls=False))
-        for word, each in suites.items()
-    }
+    detector = answers(tokens=last_of("word"), fit=labelled(name="other"), threshold=0)
+    readings = {word: ReadSpec(detector, each, controls=False) for word, each in suites.items()}
+    one.prepare(readings.values())
+    prepared = one.captured
+    read = {word: one.read(reading) for word, reading in readings.items()}
+    assert one.captured == prepared
     assert [data.token_index[0] - read["no"].token_index[0] for data in read.values()] == [0, len(" then yes")]
     assert read["no"].values[0] != read["yes"].values[0]
 
@@ -136,6 +139,8 @@ def test_estimates_carry_their_controls(model):
     reading = one.read(spec)
     labels, names = reading.labels, [arm.name for arm in reading.arms]
     assert names == ["detector", "null: shuffled labels", "null: random directions", "baseline: length", "baseline: bag of words", "baseline: embedding"]
+    site = Site(At("resid_post", layer=LAYER), Tokens("last"))
+    assert abs(reading.arms[3].values[0]).tolist() == capture(model, ANSWERS["test"].prompts, [site]).n_tokens.tolist()
     estimate = one.estimate(EstimateSpec(spec, "auroc"))
     assert estimate.of == "answers on answers[test]"
     assert estimate.spec == EstimateSpec(spec, "auroc")
@@ -156,11 +161,14 @@ def test_estimates_carry_their_controls(model):
 
 @pytest.mark.parametrize("quantity", sorted(DISCRIMINATES))
 def test_a_draw_that_is_the_detector_itself_is_a_tie(model, quantity):
-    # two groups of one class each: every other relabelling is the true one, so p is about one half whatever the signal
+    # two groups of one class each: every other relabelling is the true one, so p is about one half at least, whatever the signal
     few = suite([{"text": f"{'yes' if row % 2 else 'no'} {row}", "label": bool(row % 2), "group": str(row % 2)} for row in range(24)], name="few")
-    pairs = "pair" if quantity == "paired_difference" else None
-    estimate = bench(model).estimate(EstimateSpec(ReadSpec(answers(fit=few), ANSWERS["test"]), quantity, pairs))
-    assert 0.3 < estimate.controls.nulls[0].p < 0.75 or estimate.controls.nulls[0].p == 1.0
+    spec = EstimateSpec(ReadSpec(answers(fit=few), ANSWERS["test"]), quantity, "pair" if quantity == "paired_difference" else None)
+    one = bench(model)
+    estimate, reading = one.estimate(spec), one.read(spec.reading)
+    assert estimate.controls.nulls[0].p > 0.3
+    rounded = Arm("null: rounded", np.array([reading.values * (1 - 1e-13)]), np.array([reading.threshold * (1 - 1e-13)]))
+    assert null_statistics(spec, estimate, reading, rounded) == (estimate.value,)
 
 
 def test_controls_are_for_what_tells_classes_apart_and_can_be_switched_off(model):
