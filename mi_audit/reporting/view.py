@@ -1,0 +1,197 @@
+"""Everything that the templates print, computed from a bundle: plain data, no markup."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+from mi_audit.evidence.records import AuditRecord, ClaimRecord, DetectorRecord, ReadingRecord, RunRecord, SuiteRecord, VolatileRecord
+from mi_audit.evidence.store import Bundle
+from mi_audit.reporting import catalogue, facts
+from mi_audit.reporting.charts import IntervalPlot, interval_plots
+from mi_audit.reporting.queries import query
+from mi_audit.reporting.readings import ReadingView, Scores
+
+_Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Detail:
+    """How much is printed in full; the rest is counted and left to the Parquet. What did not pass comes first."""
+
+    cards: int
+    readings: int
+    rows: int
+
+
+DETAILS: Final = (Detail(150, 80, 2_000), Detail(60, 40, 1_000), Detail(30, 15, 500), Detail(10, 5, 150), Detail(3, 2, 40))
+
+
+@dataclass(frozen=True)
+class ClaimView:
+    """A claim with where to find what it rests on. `reading` is None where the reading is left to the Parquet."""
+
+    anchor: str
+    audit: "AuditRecord"
+    claim: ClaimRecord
+    query: str
+    plot: IntervalPlot
+    reading: int | None
+    worst: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Card:
+    """An audit in full."""
+
+    number: int
+    audit: AuditRecord
+    claims: tuple[ClaimView, ...]
+    controls: tuple[tuple[str, catalogue.Control | None], ...]
+
+
+@dataclass(frozen=True)
+class ControlRow:
+    """A control (None: its slug is not in the catalogue) and the audits that support it."""
+
+    slug: str
+    control: catalogue.Control | None
+    audits: tuple[tuple[int, AuditRecord], ...]
+
+
+@dataclass(frozen=True)
+class ClaimTable:
+    """Claims of one kind; `left_out` more, all passed unless the report would grow beyond its size, are in claims.parquet."""
+
+    rows: tuple[ClaimView, ...]
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Page:
+    """The report."""
+
+    run: RunRecord
+    volatile: VolatileRecord
+    headline: str
+    scope: str
+    gate: str
+    tallies: tuple[facts.Tally, ...]
+    not_shown: tuple[catalogue.Limit, ...]
+    about_model: ClaimTable
+    about_instruments: ClaimTable
+    controls: tuple[ControlRow, ...]
+    cards: tuple[Card, ...]
+    brief: tuple[tuple[int, AuditRecord], ...]
+    brief_left_out: int
+    numbers: dict[str, int]
+    carded: frozenset[int]
+    readings: tuple[ReadingView, ...]
+    readings_left_out: int
+    detectors: tuple[DetectorRecord, ...]
+    suites: tuple[SuiteRecord, ...]
+    limits: tuple[catalogue.Limit, ...]
+
+
+def page(bundle: Bundle, reports: Path, detail: Detail) -> Page:
+    """What to print of a bundle, with texts and controls from the folder `reports`.
+
+    Raises:
+        EvidenceError: the sample table does not fit the records, or a file of `reports` is malformed.
+    """
+    run, known = bundle.run, catalogue.controls(reports)
+    texts, holds = catalogue.limits(reports), facts.facts(run)
+    numbers = {audit.id: index for index, audit in enumerate(run.audits, start=1)}
+    carded = _telling(run.audits, detail.cards)
+    shown = {claim.reading for audit in carded for claim in _claims_of(audit, run)}
+    readings = _telling_readings(run, shown, detail.readings)
+    scores = Scores(bundle)
+    places = {reading.id: index for index, reading in enumerate(readings, start=1)}
+    views = _claim_views(run, numbers, places, scores, {audit.id for audit in carded})
+    brief = [(numbers[audit.id], audit) for audit in run.audits if audit not in carded]
+    return Page(
+        run=run,
+        volatile=bundle.volatile,
+        headline=facts.headline(run),
+        scope=facts.scope(run),
+        gate=facts.gate(run),
+        tallies=facts.tallies(run),
+        not_shown=tuple(limit for limit in texts.not_shown if limit.when in holds),
+        about_model=_claim_table([view for view in views.values() if view.claim.about == "model"], detail.rows),
+        about_instruments=_claim_table([view for view in views.values() if view.claim.about == "instrument"], detail.rows),
+        controls=_controls(run, numbers, known, detail.rows),
+        cards=tuple(_card(numbers[audit.id], audit, views, known) for audit in carded),
+        brief=tuple(brief[: detail.rows]),
+        brief_left_out=max(len(brief) - detail.rows, 0),
+        numbers=numbers,
+        carded=frozenset(numbers[audit.id] for audit in carded),
+        readings=tuple(scores.view(places[reading.id], reading, run.plan.seed) for reading in readings),
+        readings_left_out=len(run.readings) - len(readings),
+        detectors=run.detectors[: detail.rows],
+        suites=run.suites[: detail.rows],
+        limits=tuple(limit for limit in texts.methods if limit.when in holds),
+    )
+
+
+def _telling(audits: Sequence[AuditRecord], limit: int) -> tuple[AuditRecord, ...]:
+    """At most `limit` audits in their own order; what did not pass before what did."""
+    ranked = sorted(audits, key=lambda audit: -audit.verdict.severity)[:limit]
+    chosen = {audit.id for audit in ranked}
+    return tuple(audit for audit in audits if audit.id in chosen)
+
+
+def _telling_readings(run: RunRecord, shown: set[str], limit: int) -> tuple[ReadingRecord, ...]:
+    worst: dict[str, int] = {}
+    for claim in run.claims:
+        worst[claim.reading] = max(worst.get(claim.reading, 0), claim.verdict.severity)
+    ranked = sorted(run.readings, key=lambda reading: (reading.id not in shown, -worst.get(reading.id, -1)))[:limit]
+    chosen = {reading.id for reading in ranked}
+    return tuple(reading for reading in run.readings if reading.id in chosen)
+
+
+def _claims_of(audit: AuditRecord, run: RunRecord) -> list[ClaimRecord]:
+    wanted = set(audit.claims)
+    return [claim for claim in run.claims if claim.id in wanted]
+
+
+def _claim_views(run: RunRecord, numbers: dict[str, int], places: dict[str, int], scores: Scores, carded: set[str]) -> dict[str, ClaimView]:
+    audits = {audit.id: audit for audit in run.audits}
+    readings = {reading.id: reading for reading in run.readings}
+    digests = {claim.reading: {} for claim in run.claims}
+    by_audit: dict[str, list[ClaimRecord]] = {}
+    for claim in run.claims:
+        by_audit.setdefault(claim.audit, []).append(claim)
+    plots = {name: plot for claims in by_audit.values() for name, plot in interval_plots(claims).items()}
+    views = {}
+    for claim in run.claims:
+        if claim.audit in carded and claim.worst and not digests[claim.reading]:
+            digests[claim.reading] = dict(scores.digests(readings[claim.reading]))
+        views[claim.id] = ClaimView(
+            anchor=f"claim-{numbers[claim.audit]}-{claim.index + 1}",
+            audit=audits[claim.audit],
+            claim=claim,
+            query=query(claim),
+            plot=plots[claim.id],
+            reading=places.get(claim.reading),
+            worst=tuple((prompt, digests[claim.reading].get(prompt, "")) for prompt in claim.worst),
+        )
+    return views
+
+
+def _claim_table(views: list[ClaimView], limit: int) -> ClaimTable:
+    ranked = sorted(views, key=lambda view: -view.claim.verdict.severity)[:limit]
+    chosen = {view.anchor for view in ranked}
+    return ClaimTable(tuple(view for view in views if view.anchor in chosen), len(views) - len(chosen))
+
+
+def _controls(run: RunRecord, numbers: dict[str, int], known: dict[str, catalogue.Control], limit: int) -> tuple[ControlRow, ...]:
+    supporting: dict[str, list[tuple[int, AuditRecord]]] = {}
+    for audit in run.audits:
+        for slug in audit.controls:
+            supporting.setdefault(slug, []).append((numbers[audit.id], audit))
+    return tuple(ControlRow(slug, known.get(slug), tuple(audits[:limit])) for slug, audits in sorted(supporting.items())[:limit])
+
+
+def _card(number: int, audit: AuditRecord, views: dict[str, ClaimView], known: dict[str, catalogue.Control]) -> Card:
+    claims = tuple(views[claim] for claim in audit.claims)
+    return Card(number, audit, claims, tuple((slug, known.get(slug)) for slug in audit.controls))
