@@ -98,44 +98,43 @@ def auroc_difference(scores_a: ArrayLike, scores_b: ArrayLike, labels: ArrayLike
         n_positive=positives,
         groups=clusters.count,
         method="difference of two AUROCs, cluster jackknife, t quantile, widened for skewness (Hall)",
-        undecided=(*unvalidated("paired_difference", len(flags), clusters.count, alpha), *jackknife.unreliable()),
+        undecided=unvalidated("paired_difference", len(flags), clusters.count, alpha) or jackknife.unreliable("paired_difference"),
     )
 
 
 def _bounds(pairs: "Pairs", jackknife: Jackknife, alpha: float) -> tuple[float, float]:
     value, variance = jackknife.value, jackknife.variance
     quantile = float(stdtrit(jackknife.df, 1.0 - alpha))
-    positives, negatives = pairs.positives_in.sum(), pairs.negatives_in.sum()
-    expected = _hanley_mcneil(value, positives, negatives)
+    larger, smaller = sorted((float(pairs.positives_in.sum()), float(pairs.negatives_in.sum())), reverse=True)
+    expected = _hanley_mcneil(value, larger, smaller)
     observed = variance / expected if expected > 0.0 else 1.0
     inflation = quantile * max(observed, pairs.assumed_design_effect, 1.0) ** 0.5
-    low = _score_bound(value, inflation, positives, negatives)
-    high = 1.0 - _score_bound(1.0 - value, inflation, negatives, positives)
+    low = _score_bound(value, inflation, larger, smaller)
+    high = 1.0 - _score_bound(1.0 - value, inflation, larger, smaller)
     if 0.0 < value < 1.0:
         reach = quantile * variance**0.5 / (value * (1.0 - value))
         low, high = min(low, float(expit(logit(value) - reach))), max(high, float(expit(logit(value) + reach)))
     return low, high
 
 
-def _score_bound(value: float, inflation: float, positives: float, negatives: float) -> float:
-    """The lowest AUROC of which `value` is not `inflation` standard errors or more above, the error being the one under that AUROC; by bisection."""
-    least, most = 0.0, value
-    for _ in range(30):
+def _score_bound(value: float, inflation: float, larger: float, smaller: float) -> float:
+    """The lowest AUROC that `value` does not exceed by `inflation` standard errors, the error being the one under that AUROC; by bisection to 1e-7."""
+    least, most, square = 0.0, value, inflation * inflation
+    while most - least > 1e-7:
         middle = 0.5 * (least + most)
-        if value - middle > inflation * _hanley_mcneil(middle, positives, negatives) ** 0.5:
+        if (value - middle) ** 2 > square * _hanley_mcneil(middle, larger, smaller):
             least = middle
         else:
             most = middle
     return least
 
 
-def _hanley_mcneil(value: float, positives: float, negatives: float) -> float:
-    """The variance of an AUROC over independent rows (Hanley & McNeil 1982), for whichever class has the longer tail."""
+def _hanley_mcneil(value: float, larger: float, smaller: float) -> float:
+    """The variance of an AUROC over independent rows (Hanley & McNeil 1982), the `larger` class having the tail that adds more."""
     square = value * value
     one, other = value / (2.0 - value) - square, 2.0 * square / (1.0 + value) - square
-    larger, smaller = max(positives, negatives) - 1.0, min(positives, negatives) - 1.0
-    tails = max(larger * one + smaller * other, larger * other + smaller * one)
-    return (value * (1.0 - value) + tails) / (positives * negatives)
+    most, least = (one, other) if one > other else (other, one)
+    return (value * (1.0 - value) + (larger - 1.0) * most + (smaller - 1.0) * least) / (larger * smaller)
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +166,7 @@ class Pairs:
     @property
     def spread(self) -> bool:
         """Whether a pair from different groups remains whichever group is left out."""
-        return len(self.positives_in) > 2 and all(float(rows.max()) < float(rows.sum()) for rows in (self.positives_in, self.negatives_in))
+        return self.groups > 2 and all(float(rows.max()) < float(rows.sum()) for rows in (self.positives_in, self.negatives_in))
 
     @property
     def df(self) -> float:
@@ -180,13 +179,17 @@ class Pairs:
 
     @property
     def assumed_design_effect(self) -> float:
-        """The design effect of the assumed within-group correlation; a level that a group gives to both its classes cancels out of their comparison."""
+        """The design effect of the assumed within-group correlation. Half of what a group adds to both its classes is taken to cancel out."""
         positives, negatives = float(self.positives_in.sum()), float(self.negatives_in.sum())
-        net = self.positives_in / positives - self.negatives_in / negatives
-        size = float(net @ net) / (1.0 / positives + 1.0 / negatives)
-        rarer = len(net) * min(self.value_between, 1.0 - self.value_between)
-        assumed = ASSUMED_ICC * min(1.0, TELLING_GROUPS / max(rarer, 1e-9))
-        return 1.0 + max(size - 1.0, 0.0) * assumed
+        share_1, share_0 = self.positives_in / positives, self.negatives_in / negatives
+        rows = float(share_1 @ share_1 + share_0 @ share_0 - share_1 @ share_0) / (1.0 / positives + 1.0 / negatives)
+        rarer = self.groups * min(self.value_between, 1.0 - self.value_between)
+        return 1.0 + max(rows - 1.0, 0.0) * ASSUMED_ICC * min(1.0, TELLING_GROUPS / max(rarer, 1e-9))
+
+    @property
+    def groups(self) -> int:
+        """The number of groups."""
+        return len(self.positives_in)
 
     def without_each(self) -> Floats:
         """`value_between` with each group left out, [groups]."""
@@ -230,8 +233,11 @@ def midranks(values: Floats) -> Floats:
     first = np.empty(len(values), dtype=np.bool_)
     first[0] = True
     np.not_equal(ordered[1:], ordered[:-1], out=first[1:])
+    ranks = np.empty(len(values))
+    if first.all():
+        ranks[order] = np.arange(1.0, len(values) + 1.0)
+        return ranks
     starts = np.flatnonzero(first)
     ends = np.append(starts[1:], len(values))
-    ranks = np.empty(len(values))
     ranks[order] = np.repeat(0.5 * (starts + ends + 1), ends - starts)
     return ranks

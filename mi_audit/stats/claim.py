@@ -72,8 +72,24 @@ def decide(estimate: "Estimate", op: str, threshold: float) -> Claim:
     threshold = checked_threshold(estimate.quantity, op, threshold)
     if empty := vacuous(estimate.quantity, op, threshold):
         raise StatisticsError(empty)
+    verdict = by_bounds(estimate, op, threshold)
+    if verdict is Verdict.FAIL:
+        return Claim(estimate, op, threshold, verdict)
+    if verdict is Verdict.INCONCLUSIVE:
+        within = f"the interval [{estimate.low:.4g}, {estimate.high:.4g}] is on both sides of {threshold:g}"
+        return Claim(estimate, op, threshold, verdict, estimate.undecided or (within,), needed(estimate, op, threshold))
+    claim = Claim(estimate, op, threshold, Verdict.PASS)
+    if op in ("<=", "<") or estimate.quantity not in DISCRIMINATING:
+        return claim
+    if estimate.controls is None:
+        return claim.capped("controls were switched off")
+    return claim if estimate.controls.passed else claim.capped(estimate.controls.reason)
+
+
+def by_bounds(estimate: "Estimate", op: str, threshold: float) -> Verdict:
+    """The verdict that the interval alone gives, controls aside."""
     if estimate.undecided:
-        return Claim(estimate, op, threshold, Verdict.INCONCLUSIVE, estimate.undecided, needed(estimate, op, threshold))
+        return Verdict.INCONCLUSIVE
     low, high = estimate.low, estimate.high
     passes, fails = {
         ">=": (low >= threshold, high < threshold),
@@ -81,17 +97,7 @@ def decide(estimate: "Estimate", op: str, threshold: float) -> Claim:
         "<=": (high <= threshold, low > threshold),
         "<": (high < threshold, low >= threshold),
     }[op]
-    if fails:
-        return Claim(estimate, op, threshold, Verdict.FAIL)
-    if not passes:
-        within = f"the interval [{low:.4g}, {high:.4g}] is on both sides of {threshold:g}"
-        return Claim(estimate, op, threshold, Verdict.INCONCLUSIVE, (within,), needed(estimate, op, threshold))
-    claim = Claim(estimate, op, threshold, Verdict.PASS)
-    if op in ("<=", "<") or estimate.quantity not in DISCRIMINATING:
-        return claim
-    if estimate.controls is None:
-        return claim.capped("controls were switched off")
-    return claim if estimate.controls.passed else claim.capped(estimate.controls.reason)
+    return Verdict.PASS if passes else Verdict.FAIL if fails else Verdict.INCONCLUSIVE
 
 
 def compare(estimate: "Estimate", op: str, threshold: object) -> Claim:

@@ -7,7 +7,7 @@ import numpy as np
 from scipy.special import stdtrit
 
 from mi_audit.stats.checks import Floats
-from mi_audit.stats.limits import MOST_SKEWNESS
+from mi_audit.stats.limits import LEAST_GROUPS_OF_MEANS, MOST_SKEWNESS
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,22 +35,30 @@ class Jackknife:
         squares = float(self.shifts @ self.shifts)
         return float(-np.sum(self.shifts**3) / squares**1.5) if squares > 0.0 else 0.0
 
-    def unreliable(self) -> tuple[str, ...]:
+    def unreliable(self, quantity: str) -> tuple[str, ...]:
         """The reasons against deciding on these groups, if any."""
         if not self.shifts.any():
             return ("the interval has no width: all groups agree exactly, which shows nothing of the error",)
+        reasons = []
+        if self.df + 1.0 < LEAST_GROUPS_OF_MEANS - 1e-9:
+            worth = f"{len(self.shifts)} groups, worth {self.df + 1.0:.1f} as their sizes and classes are uneven"
+            reasons.append(f"{worth}: the interval of {quantity} is validated from {LEAST_GROUPS_OF_MEANS} up")
         if abs(self.skewness) > MOST_SKEWNESS:
-            return (f"a few groups carry the result: the skewness of its distribution is {self.skewness:.2f}, validated up to {MOST_SKEWNESS:g}",)
-        return ()
+            seen = f"the skewness of its distribution is {self.skewness:.2f}, validated up to {MOST_SKEWNESS:g}"
+            reasons.append(f"a few groups carry the result: {seen}")
+        return tuple(reasons)
 
     def bounds(self, alpha: float) -> tuple[float, float]:
         """One-sided bounds at `alpha`: those of Student's t, each pushed outwards, never inwards, to that of Hall's transformation of the t statistic
         (Hall 1992, J. R. Stat. Soc. B 54), which allows for skewness.
+
+        The skewness allowed for is twice what is seen, and one standard error more towards that bound: a sample shows less skewness than there is.
         """
         quantile = float(stdtrit(self.df, 1.0 - alpha))
         error = self.variance**0.5
-        down = max(quantile, _hall(quantile, self.skewness))
-        up = max(quantile, -_hall(-quantile, self.skewness))
+        seen, unsure = 2.0 * self.skewness, 6.0**0.5 / (self.df + 1.0)
+        down = max(quantile, _hall(quantile, seen - unsure))
+        up = max(quantile, -_hall(-quantile, seen + unsure))
         return self.value - down * error, self.value + up * error
 
 

@@ -2,7 +2,8 @@
 
 from typing import Final
 
-LEAST_GROUPS: Final = 10
+LEAST_GROUPS: Final = 10  # of an AUROC, or of a rate of grouped outcomes
+LEAST_GROUPS_OF_MEANS: Final = 20  # of a mean or a difference
 LEAST_ALPHA: Final = 0.005
 MOST_ALPHA: Final = 0.1
 ASSUMED_ICC: Final = 0.3  # within-group correlation taken where the data are too few to estimate it
@@ -15,7 +16,7 @@ def least_groups(quantity: str, n: int, groups: int) -> int:
     """The fewest groups on which `quantity` can be decided, for data like these `n` rows in `groups` groups."""
     if quantity in ("rate", "recall", "accuracy") and n == groups:
         return 1
-    return LEAST_GROUPS
+    return LEAST_GROUPS if quantity in ("rate", "recall", "accuracy", "auroc") else LEAST_GROUPS_OF_MEANS
 
 
 def unvalidated(quantity: str, n: int, groups: int, alpha: float) -> tuple[str, ...]:
@@ -23,7 +24,7 @@ def unvalidated(quantity: str, n: int, groups: int, alpha: float) -> tuple[str, 
     least = least_groups(quantity, n, groups)
     reasons = []
     if groups < least:
-        reasons.append(f"{groups} groups: the interval of {quantity} is validated from {least} groups up")
+        reasons.append(f"{groups} groups: the interval of {quantity} is validated from {least} up")
     if least > 1 and not LEAST_ALPHA <= alpha <= MOST_ALPHA:
         reasons.append(f"alpha = {alpha:g}: the interval of {quantity} is validated for alpha from {LEAST_ALPHA:g} to {MOST_ALPHA:g}")
     return tuple(reasons)

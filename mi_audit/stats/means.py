@@ -163,5 +163,5 @@ def _estimate(quantity: str, jackknife: Jackknife, alpha: float, n: int, positiv
         n_positive=positives,
         groups=len(jackknife.shifts),
         method=METHOD,
-        undecided=(*unvalidated(quantity, n, len(jackknife.shifts), alpha), *jackknife.unreliable()),
+        undecided=unvalidated(quantity, n, len(jackknife.shifts), alpha) or jackknife.unreliable(quantity),
     )

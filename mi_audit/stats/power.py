@@ -10,13 +10,14 @@ from numpy.random import Generator
 from mi_audit.errors import StatisticsError
 from mi_audit.stats.auroc import auroc
 from mi_audit.stats.checks import Bools, Codes, Floats, checked_alpha, checked_number
-from mi_audit.stats.claim import BOUNDED, QUANTITIES, checked_threshold, vacuous
+from mi_audit.stats.claim import BOUNDED, QUANTITIES, by_bounds, checked_threshold, vacuous
 from mi_audit.stats.estimate import Estimate
 from mi_audit.stats.limits import LEAST_GROUPS
 from mi_audit.stats.means import effect_size, mean, mean_difference, paired_difference
 from mi_audit.stats.needed import Needed, needed
 from mi_audit.stats.rates import rate
 from mi_audit.stats.simulate import beta_binomial_hits, binormal_scores, group_levels
+from mi_audit.stats.verdict import Verdict
 
 __all__ = ["Needed", "needed", "size"]
 
@@ -63,8 +64,7 @@ def size(
     def passing(groups: int) -> float:
         rng = np.random.default_rng((_SEED, groups))
         codes = np.repeat(np.arange(groups), per_group)
-        estimates = (draw(rng, codes) for _ in range(_DRAWS))
-        return sum(not estimate.undecided and (estimate.low >= threshold if upward else estimate.high <= threshold) for estimate in estimates) / _DRAWS
+        return sum(by_bounds(draw(rng, codes), op, threshold) is Verdict.PASS for _ in range(_DRAWS)) / _DRAWS
 
     groups = _least(passing, power, LEAST_GROUPS, _MOST_ROWS // per_group)
     return Needed(n=groups * per_group, groups=groups)
