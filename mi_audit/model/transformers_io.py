@@ -1,6 +1,7 @@
 """Calling transformers' loaders: its bars and advice stay off the terminal, and half-loaded models do not pass."""
 
 import io
+import struct
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
@@ -15,7 +16,7 @@ from transformers.utils import logging
 from mi_audit.errors import ModelError
 from mi_audit.model.checkpoint import Checkpoint
 
-LOAD_ERRORS = (OSError, ValueError, ImportError, LookupError, ArithmeticError, RuntimeError, TypeError, AttributeError, SafetensorError)
+LOAD_ERRORS = (OSError, ValueError, ImportError, LookupError, ArithmeticError, RuntimeError, TypeError, AttributeError, SafetensorError, struct.error)
 """What transformers and safetensors raise for a model that they can't load."""
 MAX_LAYERS = 4096
 PARAMETERS_PER_BYTE = 16
