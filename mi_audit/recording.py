@@ -166,7 +166,7 @@ def _reading(spec: ReadSpec, bench: "Bench", samples: SampleTable, suites: dict[
         groups=data.suite.groups(),
         labels=data.labels,
         token_index=data.token_index,
-        arms=[Arm(arm.name, arm.values, arm.thresholds) for arm in data.arms],
+        arms=[Arm(arm.name, arm.values, arm.thresholds, labels=arm.labels) for arm in data.arms],
     )
     return r.ReadingRecord(
         id=spec.digest,

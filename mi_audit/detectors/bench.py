@@ -114,7 +114,7 @@ class Bench:
         threshold = learned.detector.threshold
         arms = [Arm(DETECTOR, values[None], None if threshold is None else np.array([threshold]))]
         if spec.controls and suite.has_labels and any(suite.labels()):
-            arms += learned.null_arms(read, spec.digest)
+            arms += learned.null_arms(read, suite, spec.digest)
             if not suite.one_class():
                 arms += learned.baseline_arms(suite.prompts, read, self._embedded(spec.detector, suite.prompts))
         return ReadingData(spec, suite, tuple(arms), read.token_index, int(read.excluded.sum()))

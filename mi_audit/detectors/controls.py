@@ -47,11 +47,18 @@ def shuffle(labels: Bools, groups: tuple[str, ...], draws: int, random: np.rando
     return np.where(mixed[codes], shuffled, of_group[:, codes])
 
 
-def random_directions(acts: Floats, like: Directions, draws: int, random: np.random.Generator) -> Directions:
-    """Directions drawn from a normal distribution with the covariance of activations [n, d], as long as the single direction in `like`, centred with it.
+def random_directions(acts: Floats, labels: Bools, like: Directions, draws: int, random: np.random.Generator) -> Directions:
+    """Directions drawn from a normal distribution with the covariance of activations [n, d] within their classes, centred and as long as the one in `like`.
 
-    Isotropic directions would be a weak null: activations vary in few directions, and those are the ones that score.
+    Isotropic directions would be a weak null: activations vary in few directions, and those are the ones that score. The classes' means are taken out first:
+    where the classes differ much, directions with the total covariance point along that difference and are no null of it.
     """
-    weights = random.standard_normal((draws, len(acts))) @ (acts - acts.mean(axis=0))
+    within = acts - np.where(labels[:, None], _mean(acts[labels]), _mean(acts[~labels]))
+    weights = random.standard_normal((draws, len(acts))) @ within
     weights *= np.linalg.norm(like.weights) / np.linalg.norm(weights, axis=1, keepdims=True)
     return Directions(like.mean, weights, np.repeat(like.intercepts, draws))
+
+
+def _mean(acts: Floats) -> Floats:
+    """The mean [d] of activations [n, d]; of a class without any it is never used."""
+    return acts.mean(axis=0) if len(acts) else np.zeros(acts.shape[1])

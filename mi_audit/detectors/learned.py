@@ -21,6 +21,7 @@ from mi_audit.plan.digest import Json
 from mi_audit.plan.places import At
 from mi_audit.stats.checks import Bools, Floats
 from mi_audit.suites.prompt import Prompt
+from mi_audit.suites.suite import Suite
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,11 +66,15 @@ class LearnedProbe:
         """Refitted on shuffled labels, and random directions with the covariance of the fitted activations; the same for every suite that is read."""
         shuffled = self.draw.shuffled_labels(self.spec, self.fitter, labels_of(self.spec), self.spec.fit.groups(), self.negatives)
         like = as_directions(self.detector.weight, self.detector.centre)
-        return shuffled, self.draw.random_directions(self.spec, like, self.fit.vectors, self.negatives)
+        return shuffled, self.draw.random_directions(self.spec, like, self.fit.vectors, labels_of(self.spec), self.negatives)
 
-    def null_arms(self, read: Activations, reading_digest: str) -> tuple[Arm, ...]:
-        """The nulls' scores on what is read."""
-        return tuple(null.score(read.vectors) for null in self.nulls)
+    def null_arms(self, read: Activations, suite: Suite, reading_digest: str) -> tuple[Arm, ...]:
+        """The nulls' scores on what is read; where it holds one class its labels can't be shuffled, and random directions alone are left."""
+        shuffled, random = self.nulls
+        if suite.one_class():
+            return (random.score(read.vectors),)
+        labels = self.draw.labels_read(self.spec, np.asarray(suite.labels(), dtype=np.bool_), suite.groups(), reading_digest)
+        return shuffled.score(read.vectors, labels), random.score(read.vectors)
 
     def baseline_arms(self, prompts: Sequence[Prompt], read: Activations, embedded: Activations | None) -> tuple[Arm, ...]:
         """The baselines' scores on what is read; one that can't be computed is absent."""
@@ -127,10 +132,11 @@ class LearnedDirection:
         card: dict[str, Json] = {"file_digest": spec.file_digest, **_rule(spec.threshold, negatives)}
         return cls(spec, FittedDetector(spec, root, at, found.direction, centre, threshold, card), negatives, draw)
 
-    def null_arms(self, read: Activations, reading_digest: str) -> tuple[Arm, ...]:
-        """Random directions with the covariance of what is read, whose labels have no part in it."""
-        like = as_directions(self.detector.weight, self.detector.centre)
-        return (self.draw.random_directions(self.spec, like, read.vectors, self.negatives, (reading_digest,)).score(read.vectors),)
+    def null_arms(self, read: Activations, suite: Suite, reading_digest: str) -> tuple[Arm, ...]:
+        """Random directions with the covariance of what is read, within its classes."""
+        like, labels = as_directions(self.detector.weight, self.detector.centre), np.asarray(suite.labels(), dtype=np.bool_)
+        drawn = self.draw.random_directions(self.spec, like, read.vectors, labels, self.negatives, (reading_digest,))
+        return (drawn.score(read.vectors),)
 
     def baseline_arms(self, prompts: Sequence[Prompt], read: Activations, embedded: Activations | None) -> tuple[Arm, ...]:
         """The number of tokens, as it is."""

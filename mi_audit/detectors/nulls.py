@@ -21,9 +21,9 @@ class NullDraws:
     directions: Directions
     thresholds: Floats | None
 
-    def score(self, acts: Floats) -> Arm:
-        """The null's arm in a reading of activations [n, d]."""
-        return Arm(NULL + self.name, self.directions.scores(acts), self.thresholds)
+    def score(self, acts: Floats, labels: Bools | None = None) -> Arm:
+        """The null's arm in a reading of activations [n, d], held against the reading's own labels or each draw's [draws, n]."""
+        return Arm(NULL + self.name, self.directions.scores(acts), self.thresholds, labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +38,14 @@ class Draw:
         labellings = shuffle(labels, groups, self.draws, stream(self.seed, SHUFFLED, spec.digest))
         return _calibrated(SHUFFLED, fitter.fit(labellings), spec, negatives)
 
-    def random_directions(self, spec: DetectorSpec, like: Directions, acts: Floats, negatives: Floats, key: Iterable[str] = ()) -> NullDraws:
-        """Directions as long as the detector's, with the covariance of `acts` [n, d]; `key` tells apart the draws of one detector."""
+    def labels_read(self, spec: DetectorSpec, labels: Bools, groups: tuple[str, ...], reading_digest: str) -> Bools:
+        """Labels [draws, n] of what is read, shuffled within their structure: the null is that labels have nothing to do with activations, there too."""
+        return shuffle(labels, groups, self.draws, stream(self.seed, SHUFFLED, spec.digest, reading_digest))
+
+    def random_directions(self, spec: DetectorSpec, like: Directions, acts: Floats, labels: Bools, negatives: Floats, key: Iterable[str] = ()) -> NullDraws:
+        """Directions as long as the detector's, with the covariance of `acts` [n, d] within the classes; `key` tells apart the draws of one detector."""
         random = stream(self.seed, RANDOM, spec.digest, *key)
-        return _calibrated(RANDOM, random_directions(acts, like, self.draws, random), spec, negatives)
+        return _calibrated(RANDOM, random_directions(acts, labels, like, self.draws, random), spec, negatives)
 
 
 def _calibrated(name: str, directions: Directions, spec: DetectorSpec, negatives: Floats) -> NullDraws:

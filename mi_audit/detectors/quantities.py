@@ -5,7 +5,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from mi_audit.detectors.controls import SHUFFLED
+from mi_audit.detectors.controls import SHUFFLED, shuffle, stream
 from mi_audit.detectors.readings import BASELINE, NULL, Arm, ReadingData
 from mi_audit.errors import StatisticsError
 from mi_audit.plan.measurements import DISCRIMINATES, EstimateSpec, Quantity
@@ -61,18 +61,22 @@ def controls_of(spec: EstimateSpec, estimate: Estimate, reading: ReadingData, al
 
 
 def null_statistics(spec: EstimateSpec, estimate: Estimate, reading: ReadingData, arm: Arm) -> tuple[float, ...]:
-    """The estimate's statistic on each draw: same prompts, true labels, the draw's own scores and threshold.
+    """The estimate's statistic on each draw: same prompts, the draw's own scores, threshold and, where it shuffles them, labels.
 
+    A paired difference is shuffled by pair, with labels drawn here from a stream of the reading's digest: a shuffle within groups could break a pair.
     A draw within rounding of what was observed is a tie with it: where few relabellings exist some draws are the detector itself, but for rounding.
     """
     labels, groups = reading.labels, reading.groups
     pairs = reading.pairs(spec.pairs) if spec.pairs else None
     thresholds = [None] * len(arm.values) if arm.thresholds is None else [float(threshold) for threshold in arm.thresholds]
+    own = arm.labels
+    if own is not None and pairs is not None:
+        own = shuffle(_given(labels, "labels"), tuple(pairs.tolist()), len(arm.values), stream(0, SHUFFLED, spec.digest))
+    each = zip(arm.values, thresholds, [labels] * len(arm.values) if own is None else own, strict=True)
     if spec.quantity == "auroc":
-        statistics = np.array([auroc_value(values, _given(labels, "labels")) for values in arm.values])
+        statistics = np.array([auroc_value(values, _given(flags, "labels")) for values, _, flags in each])
     else:
-        each = zip(arm.values, thresholds, strict=True)
-        statistics = np.array([measure(spec.quantity, values, threshold, labels, groups, pairs, estimate.alpha).value for values, threshold in each])
+        statistics = np.array([measure(spec.quantity, values, threshold, flags, groups, pairs, estimate.alpha).value for values, threshold, flags in each])
     statistics[np.isclose(statistics, estimate.value, rtol=_TIE, atol=0)] = estimate.value
     return tuple(statistics.tolist())
 

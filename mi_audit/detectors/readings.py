@@ -17,11 +17,15 @@ BASELINE: Final = "baseline: "
 
 @dataclass(frozen=True, eq=False)
 class Arm:
-    """The scores of one detector, of a baseline, or of every draw of a null: `values` [draws, n]; `thresholds` [draws], each draw's own, or None."""
+    """The scores of one detector, of a baseline, or of every draw of a null: `values` [draws, n]; `thresholds` [draws], each draw's own, or None.
+
+    `labels` [draws, n] are those that each draw is held against, where they are not the reading's own: a null of shuffled labels shuffles these too.
+    """
 
     name: str
     values: Floats
     thresholds: Floats | None = None
+    labels: Bools | None = None
 
 
 @dataclass(frozen=True, eq=False)

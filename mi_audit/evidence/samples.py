@@ -46,13 +46,15 @@ class Arm:
     """One way of scoring a reading's prompts.
 
     `name`: "detector", "null: shuffled labels", "null: random directions", "baseline: length", …; `values` [draws, n]; `thresholds` [draws], None where
-    there is none; `condition`: strength and kind of an intervention, empty for a plain reading.
+    there is none; `condition`: strength and kind of an intervention, empty for a plain reading; `labels` [draws, n]: what each draw is held against, where
+    that is not the reading's own labels.
     """
 
     name: str
     values: Floats
     thresholds: Floats | None = None
     condition: str = ""
+    labels: NDArray[np.bool_] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,7 +117,13 @@ class SampleTable:
             tokens=pa.array([tokens[row] for row in order], pa.int32()),
             pairs=None if pairs is None else _texts(pairs, order, where, "pair"),
             arms=tuple(
-                Arm(arm.name, np.asarray(arm.values, dtype=np.float64)[:, order], arm.thresholds, arm.condition)
+                Arm(
+                    arm.name,
+                    np.asarray(arm.values, dtype=np.float64)[:, order],
+                    arm.thresholds,
+                    arm.condition,
+                    None if arm.labels is None else np.asarray(arm.labels, dtype=np.bool_)[:, order],
+                )
                 for arm in sorted(arms, key=lambda arm: (arm.name, arm.condition))
             ),
         )
@@ -139,6 +147,8 @@ def _check_arm(arm: Arm, n: int, where: str) -> None:
         raise EvidenceError(f"{where}: the arm {arm.name!r} has values of shape {values.shape} and type {values.dtype}, expected numbers [draws, {n}]")
     if not np.isfinite(values).all():
         raise EvidenceError(f"{where}: the arm {arm.name!r} holds a value that is not finite; no claim can rest on it")
+    if arm.labels is not None and np.shape(arm.labels) != values.shape:
+        raise EvidenceError(f"{where}: the arm {arm.name!r} has labels of shape {np.shape(arm.labels)} for values of shape {values.shape}")
     if arm.thresholds is None:
         return
     thresholds = np.asarray(arm.thresholds)
@@ -151,10 +161,18 @@ def _same(prompt_ids: Sequence[str], tokens: list[int | None], row: int, other: 
 
 
 def _texts(values: Sequence[str], order: list[int], where: str, what: str) -> pa.Array:
-    for value in values:
-        if not isinstance(value, str) or len(value) > MAX_NAME or any("\ud800" <= character <= "\udfff" for character in value):
-            raise EvidenceError(f"{where}: the {what} {str(value)[:80]!r} is no well-formed text of at most {MAX_NAME} characters")
+    odd = [value for value in values if not isinstance(value, str) or len(value) > MAX_NAME or not (value.isascii() or _is_well_formed(value))]
+    if odd:
+        raise EvidenceError(f"{where}: the {what} {str(odd[0])[:80]!r} is no well-formed text of at most {MAX_NAME} characters")
     return pa.array([values[row] for row in order], pa.string())
+
+
+def _is_well_formed(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _arm_table(reading: str, rows: _Rows, arm: Arm) -> pa.Table:
@@ -182,7 +200,7 @@ def _arm_table(reading: str, rows: _Rows, arm: Arm) -> pa.Table:
             thresholds,
             repeated(rows.tokens),
             tiled(rows.groups),
-            repeated(rows.labels),
+            repeated(rows.labels) if arm.labels is None else pa.array(arm.labels.ravel()),
             tiled(rows.digests),
             pa.nulls(size, TEXT) if rows.pairs is None else tiled(rows.pairs),
         ],

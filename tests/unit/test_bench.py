@@ -1,7 +1,5 @@
 import json
 import random
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +17,7 @@ from mi_audit.plan.detectors import METHODS, direction, false_positive_rate, pro
 from mi_audit.plan.measurements import DISCRIMINATES, EstimateSpec, ReadSpec
 from mi_audit.plan.places import At, Tokens, at, last_of
 from mi_audit.suites.suite import suite
+from tests.agreement.tiny_models import save_tiny
 
 AT = at("resid_post", depth=0.6)
 LAYER = 2
@@ -28,7 +27,7 @@ ALPHA = 0.025
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny") / "llama"
-    runpy.run_path(str(Path(__file__).parents[1] / "agreement" / "tiny_models.py"))["save_tiny"](folder, "llama")
+    save_tiny(folder, "llama")
     return load(str(folder), progress=False)
 
 
@@ -144,7 +143,10 @@ def test_estimates_carry_their_controls(model):
     estimate = one.estimate(EstimateSpec(spec, "auroc"))
     assert estimate.of == "answers on answers[test]"
     assert estimate.spec == EstimateSpec(spec, "auroc")
-    shuffled, drawn = (rankdata(arm.values, axis=1)[:, labels].sum(axis=1) for arm in reading.of_kind(NULL))
+    shuffled, drawn = (
+        np.array([rankdata(values)[flags].sum() for values, flags in zip(arm.values, given, strict=True)])
+        for arm, given in ((reading.of_kind(NULL)[0], reading.of_kind(NULL)[0].labels), (reading.of_kind(NULL)[1], [labels] * 99))
+    )
     observed = rankdata(reading.values)[labels].sum()
     assert [null.k for null in estimate.controls.nulls] == [(shuffled >= observed).sum(), (drawn >= observed).sum()]
     pairs, least = labels.sum() * (~labels).sum(), labels.sum() * (labels.sum() + 1) / 2
@@ -155,20 +157,29 @@ def test_estimates_carry_their_controls(model):
     recall = one.estimate(EstimateSpec(spec, "recall"))
     shuffled = reading.of_kind(NULL)[0]
     assert shuffled.values.shape == (99, len(labels))
-    np.testing.assert_allclose(recall.controls.nulls[0].statistics, (shuffled.values[:, labels] > shuffled.thresholds[:, None]).mean(axis=1))
+    fired = shuffled.values > shuffled.thresholds[:, None]
+    np.testing.assert_allclose(recall.controls.nulls[0].statistics, (fired & shuffled.labels).sum(axis=1) / shuffled.labels.sum(axis=1))
+    assert (shuffled.labels.sum(axis=1) == labels.sum()).all()
     assert len(set(shuffled.thresholds)) > 90
 
 
 @pytest.mark.parametrize("quantity", sorted(DISCRIMINATES))
-def test_a_draw_that_is_the_detector_itself_is_a_tie(model, quantity):
-    # two groups of one class each: every other relabelling is the true one, so p is about one half at least, whatever the signal
-    few = suite([{"text": f"{'yes' if row % 2 else 'no'} {row}", "label": bool(row % 2), "group": str(row % 2)} for row in range(24)], name="few")
-    spec = EstimateSpec(ReadSpec(answers(fit=few), ANSWERS["test"]), quantity, "pair" if quantity == "paired_difference" else None)
+def test_a_draw_within_rounding_of_what_was_observed_is_a_tie(model, quantity):
+    spec = EstimateSpec(ReadSpec(answers(), ANSWERS["test"]), quantity, "pair" if quantity == "paired_difference" else None)
     one = bench(model)
     estimate, reading = one.estimate(spec), one.read(spec.reading)
-    assert estimate.controls.nulls[0].p > 0.3
     rounded = Arm("null: rounded", np.array([reading.values * (1 - 1e-13)]), np.array([reading.threshold * (1 - 1e-13)]))
     assert null_statistics(spec, estimate, reading, rounded) == (estimate.value,)
+
+
+@pytest.mark.parametrize("quantity", sorted(DISCRIMINATES - {"recall", "accuracy"}))
+def test_what_separates_perfectly_beats_the_null_and_what_says_nothing_does_not(model, quantity):
+    coin = [{"text": prompt.text, "label": bool(random.Random(prompt.text).random() < 0.5), "group": prompt.group} for prompt in ANSWERS]
+    coin = [dict(row, pair=str(place // 2), label=row["label"] if place % 2 == 0 else not coin[place - 1]["label"]) for place, row in enumerate(coin)]
+    for rows, beaten in ((ANSWERS, True), (suite(coin, name="coin"), False)):
+        spec = EstimateSpec(ReadSpec(answers(fit=rows["train"]), rows["test"]), quantity, "pair" if quantity == "paired_difference" else None)
+        shuffled = bench(model).estimate(spec).controls.nulls[0]
+        assert shuffled.passed == beaten, shuffled.p
 
 
 def test_controls_are_for_what_tells_classes_apart_and_can_be_switched_off(model):
@@ -179,7 +190,7 @@ def test_controls_are_for_what_tells_classes_apart_and_can_be_switched_off(model
     assert len(one.read(off).arms) == 1
     assert len(one.read(ReadSpec(answers(), CALM["test"])).arms) == 1
     positives = one.estimate(EstimateSpec(ReadSpec(answers(), ANSWERS["test"].where(label=True)), "recall"))
-    assert [null.draws for null in positives.controls.nulls] == [99, 99]
+    assert [(null.name, null.draws) for null in positives.controls.nulls] == [("random directions", 99)]
     assert positives.controls.baselines == ()
     assert len(bench(model, alpha=0.005).read(ReadSpec(answers(), ANSWERS["test"])).arms[1].values) == 199
 

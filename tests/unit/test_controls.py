@@ -40,12 +40,20 @@ def test_streams_depend_on_seed_and_key_alone():
 def test_random_directions_have_the_covariance_and_the_norm():
     random = np.random.default_rng(0)
     acts = random.standard_normal((500, 3)) * [5.0, 1.0, 0.2] + 100.0
-    drawn = random_directions(acts, Directions(acts.mean(axis=0), np.array([[0.0, 3.0, 4.0]]), np.array([0.5])), 20_000, random)
+    drawn = random_directions(acts, np.zeros(500, dtype=bool), Directions(acts.mean(axis=0), np.array([[0.0, 3.0, 4.0]]), np.array([0.5])), 20_000, random)
     np.testing.assert_allclose(np.linalg.norm(drawn.weights, axis=1), 5.0)
     gaussian = random.multivariate_normal(np.zeros(3), np.cov(acts.T), 20_000)
     gaussian *= 5 / np.linalg.norm(gaussian, axis=1, keepdims=True)
     np.testing.assert_allclose(np.cov(drawn.weights.T), np.cov(gaussian.T), atol=0.25)
     np.testing.assert_allclose(drawn.scores(acts.mean(axis=0)[None])[:, 0], 0.5)
+
+
+def test_random_directions_do_not_point_from_class_to_class():
+    random = np.random.default_rng(0)
+    labels = np.arange(400) % 2 == 0
+    acts = random.standard_normal((400, 3)) + np.outer(labels, [50.0, 0.0, 0.0])
+    drawn = random_directions(acts, labels, Directions(acts.mean(axis=0), np.array([[1.0, 0.0, 0.0]]), np.zeros(1)), 2_000, random)
+    np.testing.assert_allclose((drawn.weights**2).mean(axis=0), 1 / 3, atol=0.03)
 
 
 def test_there_are_draws_enough_for_alpha():

@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 
-import bundles
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -14,6 +13,7 @@ from mi_audit.errors import EvidenceError
 from mi_audit.evidence import parquet, store, tables
 from mi_audit.evidence.samples import Arm, SampleTable
 from mi_audit.stats.verdict import Verdict
+from tests.unit import bundles
 
 
 @pytest.fixture(scope="module")
