@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mi_audit.errors import EvidenceError
@@ -48,9 +49,24 @@ def measure(path: Path) -> TableRecord:
 
 
 def load(path: Path, *, columns: list[str] | None, equal: dict[str, str | None]) -> pa.Table:
-    """The rows of a table whose columns have the given values (None: any)."""
-    filters = [(name, "=", value) for name, value in equal.items() if value is not None]
-    return pq.read_table(path, columns=columns, filters=filters or None, page_checksum_verification=True, partitioning=None)
+    """The rows of a table whose text columns have the given values (None: any); row groups that can't hold them are not read.
+
+    Raises:
+        EvidenceError: as `measure`.
+    """
+    wanted = {name: value for name, value in equal.items() if value is not None}
+    with _opened(path) as file:
+        columns = columns if columns is not None else file.schema_arrow.names
+        groups = [index for index in range(file.num_row_groups) if all(_may_hold(file, index, name, value) for name, value in wanted.items())]
+        table = file.read_row_groups(groups, columns=list(dict.fromkeys([*columns, *wanted])))
+    for name, value in wanted.items():
+        table = table.filter(pc.equal(table[name], value))
+    return table.select(columns)
+
+
+def _may_hold(file: pq.ParquetFile, group: int, name: str, value: str) -> bool:
+    statistics = file.metadata.row_group(group).column(file.schema_arrow.get_field_index(name)).statistics
+    return statistics is None or not statistics.has_min_max or statistics.min <= value <= statistics.max
 
 
 def _opened(path: Path) -> pq.ParquetFile:

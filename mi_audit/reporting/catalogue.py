@@ -34,7 +34,7 @@ class Limit(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     when: str
-    """A fact of the run, as `view.facts` names them."""
+    """A fact of the run, as `facts.facts` names them."""
     title: str
     """The limit in a few words."""
     text: str

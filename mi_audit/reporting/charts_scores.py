@@ -92,11 +92,12 @@ def _thinned(alarms: Floats, hits: Floats) -> NDArray[np.intp]:
     """Indices of the vertices where the curve turns; of at most about ROC_POINTS of them, evenly spread along it. Both ends are among them."""
     across, up = np.diff(alarms), np.diff(hits)
     turns = np.abs(across[1:] * up[:-1] - across[:-1] * up[1:]) > 1e-15
-    kept = np.flatnonzero(np.concatenate([[True], turns, [True]]))
+    kept: NDArray[np.intp] = np.flatnonzero(np.concatenate([[True], turns, [True]]))
     if len(kept) <= ROC_POINTS:
         return kept
     path = (alarms + hits)[kept]
-    return kept[np.unique(np.append(np.searchsorted(path, np.linspace(0.0, path[-1], ROC_POINTS)), [0, len(kept) - 1]))]
+    even: NDArray[np.intp] = np.unique(np.append(np.searchsorted(path, np.linspace(0.0, path[-1], ROC_POINTS)), [0, len(kept) - 1]))
+    return kept[even]
 
 
 def _edges(scores: Floats) -> Floats:

@@ -65,12 +65,13 @@ def tallies(run: RunRecord) -> tuple[Tally, ...]:
     )
 
 
-def facts(run: RunRecord) -> frozenset[str]:
-    """Names of what holds of the run; `limits.json` refers to them in `when`."""
+def facts(run: RunRecord) -> dict[str, bool]:
+    """What holds of the run and what does not, by the names that `limits.json` uses in `when`; `method:…` and `kind:…` of the detectors used hold."""
     quantities = {claim.quantity for claim in run.claims}
     verdicts = {audit.verdict for audit in run.audits}
     by_model = any(claim.about == "model" for claim in run.claims)
-    holds = {
+    used = {f"kind:{detector.kind}" for detector in run.detectors} | {f"method:{detector.method}" for detector in run.detectors if detector.method}
+    return {
         "always": True,
         "unsigned": True,
         "partial": bool(run.partial),
@@ -86,9 +87,8 @@ def facts(run: RunRecord) -> frozenset[str]:
         "quantity:auroc": "auroc" in quantities,
         "quantity:thresholded": bool(quantities & (SHARES - {"auroc"})),
         "quantity:difference": bool(quantities - SHARES),
+        **dict.fromkeys(used, True),
     }
-    methods = {f"method:{detector.method}" for detector in run.detectors if detector.method} | {f"kind:{detector.kind}" for detector in run.detectors}
-    return frozenset(name for name, true in holds.items() if true) | methods
 
 
 def _tally(title: str, verdicts: Iterable[Verdict]) -> Tally:

@@ -10,6 +10,7 @@ import jinja2
 from mi_audit.errors import EvidenceError
 from mi_audit.evidence import store
 from mi_audit.reporting import text
+from mi_audit.reporting.readings import Scores
 from mi_audit.reporting.view import DETAILS, page
 from mi_audit.shipped import reports_dir
 
@@ -27,11 +28,11 @@ def render(bundle_dir: Path) -> str:
     """
     bundle, reports = store.read(bundle_dir), reports_dir()
     environment = _environment(reports)
-    html = ""
+    scores = Scores(bundle)
     try:
         policy = _policy(environment.get_template(_STYLE).render())
         for detail in DETAILS:
-            html = environment.get_template("report.html.j2").render(page=page(bundle, reports, detail), policy=policy)
+            html = environment.get_template("report.html.j2").render(page=page(bundle, scores, reports, detail), policy=policy)
             if len(html.encode("utf-8")) <= MAX_BYTES:
                 return html
     except jinja2.TemplateSyntaxError as error:

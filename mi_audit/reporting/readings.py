@@ -49,11 +49,13 @@ class Scores:
     def __init__(self, bundle: Bundle) -> None:
         table = bundle.samples(columns=_COLUMNS, arm="detector")
         measurements = np.asarray(table["measurement"].cast(pa.string()), dtype=object)
-        starts = np.flatnonzero(np.append(True, measurements[1:] != measurements[:-1])) if len(measurements) else []
-        ends = [*starts[1:], len(measurements)]
+        starts = [row for row in range(len(measurements)) if row == 0 or measurements[row] != measurements[row - 1]]
+        ends = [*starts, len(measurements)][1:]
         self._tables = {str(measurements[start]): table.slice(start, end - start) for start, end in zip(starts, ends, strict=True)}
+        self._seed = bundle.run.plan.seed
+        self._digests: dict[str, Mapping[str, str]] = {}
 
-    def view(self, number: int, reading: ReadingRecord, seed: int) -> ReadingView:
+    def view(self, number: int, reading: ReadingRecord) -> ReadingView:
         """Charts and samples of one reading; the random few follow from the plan's seed.
 
         Raises:
@@ -64,7 +66,7 @@ class Scores:
         labels = None if rows["label"].null_count else np.asarray(rows["label"].combine_chunks()).astype(bool)
         prompts: list[str] = rows["prompt"].to_pylist()
         top = np.argsort(-values, kind="stable")[:TOP]
-        drawn = sorted(range(len(prompts)), key=lambda row: hashlib.sha256(f"{seed}\0{reading.id}\0{prompts[row]}".encode()).digest())[:RANDOM]
+        drawn = sorted(range(len(prompts)), key=lambda row: hashlib.sha256(f"{self._seed}\0{reading.id}\0{prompts[row]}".encode()).digest())[:RANDOM]
         return ReadingView(
             number=number,
             record=reading,
@@ -76,8 +78,10 @@ class Scores:
 
     def digests(self, reading: ReadingRecord) -> Mapping[str, str]:
         """Digest of each prompt, by id."""
-        rows = self._rows(reading)
-        return dict(zip(rows["prompt"].to_pylist(), rows["digest"].to_pylist(), strict=True))
+        if reading.id not in self._digests:
+            rows = self._rows(reading)
+            self._digests[reading.id] = dict(zip(rows["prompt"].to_pylist(), rows["digest"].to_pylist(), strict=True))
+        return self._digests[reading.id]
 
     def _rows(self, reading: ReadingRecord) -> Any:
         rows = self._tables.get(reading.id)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from mi_audit.errors import EvidenceError
 from mi_audit.evidence.records import AuditRecord, ClaimRecord, DetectorRecord, ReadingRecord, RunRecord, SuiteRecord, VolatileRecord
 from mi_audit.evidence.store import Bundle
 from mi_audit.reporting import catalogue, facts
@@ -93,7 +94,7 @@ class Page:
     limits: tuple[catalogue.Limit, ...]
 
 
-def page(bundle: Bundle, reports: Path, detail: Detail) -> Page:
+def page(bundle: Bundle, scores: Scores, reports: Path, detail: Detail) -> Page:
     """What to print of a bundle, with texts and controls from the folder `reports`.
 
     Raises:
@@ -103,12 +104,12 @@ def page(bundle: Bundle, reports: Path, detail: Detail) -> Page:
     texts, holds = catalogue.limits(reports), facts.facts(run)
     numbers = {audit.id: index for index, audit in enumerate(run.audits, start=1)}
     carded = _telling(run.audits, detail.cards)
-    shown = {claim.reading for audit in carded for claim in _claims_of(audit, run)}
+    in_full = {audit.id for audit in carded}
+    shown = {claim.reading for claim in run.claims if claim.audit in in_full}
     readings = _telling_readings(run, shown, detail.readings)
-    scores = Scores(bundle)
     places = {reading.id: index for index, reading in enumerate(readings, start=1)}
-    views = _claim_views(run, numbers, places, scores, {audit.id for audit in carded})
-    brief = [(numbers[audit.id], audit) for audit in run.audits if audit not in carded]
+    views = _claim_views(run, numbers, places, scores, in_full)
+    brief = [(numbers[audit.id], audit) for audit in run.audits if audit.id not in in_full]
     return Page(
         run=run,
         volatile=bundle.volatile,
@@ -116,7 +117,7 @@ def page(bundle: Bundle, reports: Path, detail: Detail) -> Page:
         scope=facts.scope(run),
         gate=facts.gate(run),
         tallies=facts.tallies(run),
-        not_shown=tuple(limit for limit in texts.not_shown if limit.when in holds),
+        not_shown=_that_hold(texts.not_shown, holds),
         about_model=_claim_table([view for view in views.values() if view.claim.about == "model"], detail.rows),
         about_instruments=_claim_table([view for view in views.values() if view.claim.about == "instrument"], detail.rows),
         controls=_controls(run, numbers, known, detail.rows),
@@ -125,12 +126,19 @@ def page(bundle: Bundle, reports: Path, detail: Detail) -> Page:
         brief_left_out=max(len(brief) - detail.rows, 0),
         numbers=numbers,
         carded=frozenset(numbers[audit.id] for audit in carded),
-        readings=tuple(scores.view(places[reading.id], reading, run.plan.seed) for reading in readings),
+        readings=tuple(scores.view(places[reading.id], reading) for reading in readings),
         readings_left_out=len(run.readings) - len(readings),
         detectors=run.detectors[: detail.rows],
         suites=run.suites[: detail.rows],
-        limits=tuple(limit for limit in texts.methods if limit.when in holds),
+        limits=_that_hold(texts.methods, holds),
     )
+
+
+def _that_hold(limits: Sequence[catalogue.Limit], holds: dict[str, bool]) -> tuple[catalogue.Limit, ...]:
+    unknown = next((limit.when for limit in limits if limit.when not in holds and not limit.when.startswith(("method:", "kind:"))), None)
+    if unknown is not None:
+        raise EvidenceError(f"limits.json: {unknown!r} is no fact of a run; known are {', '.join(holds)}, method:… and kind:…")
+    return tuple(limit for limit in limits if holds.get(limit.when, False))
 
 
 def _telling(audits: Sequence[AuditRecord], limit: int) -> tuple[AuditRecord, ...]:
@@ -149,23 +157,16 @@ def _telling_readings(run: RunRecord, shown: set[str], limit: int) -> tuple[Read
     return tuple(reading for reading in run.readings if reading.id in chosen)
 
 
-def _claims_of(audit: AuditRecord, run: RunRecord) -> list[ClaimRecord]:
-    wanted = set(audit.claims)
-    return [claim for claim in run.claims if claim.id in wanted]
-
-
 def _claim_views(run: RunRecord, numbers: dict[str, int], places: dict[str, int], scores: Scores, carded: set[str]) -> dict[str, ClaimView]:
     audits = {audit.id: audit for audit in run.audits}
     readings = {reading.id: reading for reading in run.readings}
-    digests = {claim.reading: {} for claim in run.claims}
     by_audit: dict[str, list[ClaimRecord]] = {}
     for claim in run.claims:
         by_audit.setdefault(claim.audit, []).append(claim)
     plots = {name: plot for claims in by_audit.values() for name, plot in interval_plots(claims).items()}
     views = {}
     for claim in run.claims:
-        if claim.audit in carded and claim.worst and not digests[claim.reading]:
-            digests[claim.reading] = dict(scores.digests(readings[claim.reading]))
+        digests = scores.digests(readings[claim.reading]) if claim.audit in carded and claim.worst else {}
         views[claim.id] = ClaimView(
             anchor=f"claim-{numbers[claim.audit]}-{claim.index + 1}",
             audit=audits[claim.audit],
@@ -173,7 +174,7 @@ def _claim_views(run: RunRecord, numbers: dict[str, int], places: dict[str, int]
             query=query(claim),
             plot=plots[claim.id],
             reading=places.get(claim.reading),
-            worst=tuple((prompt, digests[claim.reading].get(prompt, "")) for prompt in claim.worst),
+            worst=tuple((prompt, digests.get(prompt, "")) for prompt in claim.worst),
         )
     return views
 

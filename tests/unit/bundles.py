@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,10 @@ class Read:
     scores: np.ndarray
     labels: np.ndarray | None
     ids: list[str]
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        return np.argsort(self.scores)
 
 
 @dataclass
@@ -216,7 +221,7 @@ class Builder:
             nulls=nulls(quantity, value) if discriminating else (),
             baselines=baselines(quantity, value, error) if discriminating else (),
             selectivity=0.31 if discriminating and quantity == "auroc" else None,
-            worst=[read.ids[row] for row in np.argsort(read.scores)[:: 1 if upward else -1][:3]],
+            worst=[read.ids[row] for row in read.order[:: 1 if upward else -1][:3]],
         )
         self.claims.append(claim)
         return claim
