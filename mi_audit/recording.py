@@ -265,6 +265,7 @@ def _nulls(decided: DecidedClaim) -> Iterator[r.NullRecord]:
             median=null.quantile(0.5),
             high=null.quantile(1 - estimate.alpha),
             observed=null.observed,
+            decides=null.decides,
         )
 
 

@@ -8,12 +8,13 @@ import numpy as np
 
 from mi_audit.detectors.activations import Activations
 from mi_audit.detectors.baselines import BAG_OF_WORDS, EMBEDDING, LENGTH, BagOfWords, sign_of_length
+from mi_audit.detectors.controls import SHUFFLED
 from mi_audit.detectors.files import read_vectors
 from mi_audit.detectors.fitted import FittedDetector
 from mi_audit.detectors.fitting import fitter
 from mi_audit.detectors.linear import Directions, Fitter
 from mi_audit.detectors.nulls import Draw, NullDraws, as_directions
-from mi_audit.detectors.readings import BASELINE, Arm
+from mi_audit.detectors.readings import BASELINE, NULL, Arm
 from mi_audit.detectors.threshold import calibrate
 from mi_audit.errors import DetectorError
 from mi_audit.plan.detectors import DirectionSpec, FalsePositiveRate, ProbeSpec, Threshold
@@ -107,7 +108,7 @@ class LearnedProbe:
 
 @dataclass(frozen=True, eq=False)
 class LearnedDirection:
-    """A direction from a file, calibrated on negatives [m, d]. It has no fit suite, so its null are random directions alone, its baseline length alone."""
+    """A direction from a file, calibrated on negatives [m, d]. It has no fit suite: nothing is refitted for its nulls, and its baseline is length alone."""
 
     spec: DirectionSpec
     detector: FittedDetector
@@ -133,10 +134,15 @@ class LearnedDirection:
         return cls(spec, FittedDetector(spec, root, at, found.direction, centre, threshold, card), negatives, draw)
 
     def null_arms(self, read: Activations, suite: Suite, reading_digest: str) -> tuple[Arm, ...]:
-        """Random directions with the covariance of what is read, within its classes."""
+        """Its own scores held against shuffled labels, and random directions with the covariance of what is read, within its classes."""
         like, labels = as_directions(self.detector.weight, self.detector.centre), np.asarray(suite.labels(), dtype=np.bool_)
-        drawn = self.draw.random_directions(self.spec, like, read.vectors, labels, self.negatives, (reading_digest,))
-        return (drawn.score(read.vectors),)
+        drawn = self.draw.random_directions(self.spec, like, read.vectors, labels, self.negatives, (reading_digest,)).score(read.vectors)
+        if suite.one_class():
+            return (drawn,)
+        shuffled = self.draw.labels_read(self.spec, labels, suite.groups(), reading_digest)
+        values = np.repeat(self.detector.score(read.vectors)[None], len(shuffled), axis=0)
+        thresholds = None if self.detector.threshold is None else np.repeat(self.detector.threshold, len(shuffled))
+        return Arm(NULL + SHUFFLED, values, thresholds, shuffled), drawn
 
     def baseline_arms(self, prompts: Sequence[Prompt], read: Activations, embedded: Activations | None) -> tuple[Arm, ...]:
         """The number of tokens, as it is."""

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from mi_audit.errors import EvidenceError
 from mi_audit.evidence.records import SCHEMA_VERSION, AuditRecord, ClaimRecord, RunRecord
+from mi_audit.stats.claim import DISCRIMINATING
 from mi_audit.stats.verdict import Verdict
 
 
@@ -80,8 +81,10 @@ def _claim(claim: ClaimRecord, run: RunRecord) -> Iterator[str]:
         yield f"claim {claim.id} is PASS without an estimate and its interval"
     elif not _holds(claim.op, claim.low, claim.high, claim.threshold):
         yield f"claim {claim.id} is PASS, but its interval [{claim.low:g}, {claim.high:g}] is not all {claim.op} {claim.threshold:g}"
-    if not all(null.passed for null in claim.nulls):
+    if not all(null.passed for null in claim.nulls if null.decides):
         yield f"claim {claim.id} is PASS without beating its nulls"
+    if claim.quantity in DISCRIMINATING and claim.op in (">=", ">") and not any(null.decides for null in claim.nulls):
+        yield f"claim {claim.id} is PASS without a null: nothing shows that its labels matter"
 
 
 def _holds(op: str, low: float, high: float, threshold: float) -> bool:

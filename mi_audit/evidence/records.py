@@ -208,6 +208,8 @@ class NullRecord(Record):
     """Quantile 1 − alpha of the draws."""
     observed: Number
     """The value held against the draws."""
+    decides: Flag
+    """Whether a claim must beat it to pass; the others are shown for comparison."""
 
 
 class BaselineRecord(Record):

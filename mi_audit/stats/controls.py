@@ -19,6 +19,7 @@ class Null:
     statistics: tuple[float, ...]
     observed: float
     alpha: float = 0.025
+    decides: bool = True
 
     def __post_init__(self) -> None:
         checked_alpha(self.alpha)
@@ -90,7 +91,11 @@ class Baseline:
 
 @dataclass(frozen=True)
 class Controls:
-    """The controls of one estimate. Nulls decide; baselines and selectivity are reported beside it and count in the evidence ladder."""
+    """The controls of one estimate.
+
+    The nulls that decide must be beaten; the others, baselines and selectivity are reported beside it. Labels shuffled decide wherever they can be shuffled:
+    whether random directions do as well is no test of a reading, since a feature that is strong enough shows along most directions.
+    """
 
     nulls: tuple[Null, ...]
     baselines: tuple[Baseline, ...] = ()
@@ -98,15 +103,16 @@ class Controls:
 
     @property
     def passed(self) -> bool:
-        """Whether there is a null and every one is beaten."""
+        """Whether there is a null that decides and every such one is beaten."""
         return not self.reason
 
     @property
     def reason(self) -> str:
         """Why they did not pass; empty if they did."""
-        if not self.nulls:
+        deciding = [null for null in self.nulls if null.decides]
+        if not deciding:
             return "no null was drawn"
-        return "; ".join(null.reason for null in self.nulls if not null.passed)
+        return "; ".join(null.reason for null in deciding if not null.passed)
 
     @property
     def above_baselines(self) -> bool:

@@ -30,11 +30,11 @@ def audit_present(model):
 
 @mi.audit(about="instrument")
 def audit_absent_difference_of_means(model):
-    assert model.read(probe_of(coin, "difference_of_means"), coin["test"]).auroc() >= 0.6
+    assert model.read(probe_of(coin, "difference_of_means"), coin["test"]).auroc() >= 0.7
 
 @mi.audit(about="instrument")
 def audit_absent_logistic(model):
-    assert model.read(probe_of(coin, "logistic"), coin["test"]).auroc() >= 0.55
+    assert model.read(probe_of(coin, "logistic"), coin["test"]).auroc() >= 0.7
 '''
 
 
@@ -51,5 +51,5 @@ def test_present_passes_and_absent_does_not(pytester, organism):
     done = run(pytester, organism)
     assert done.verdicts["audit_present"] == "PASS"
     assert done.verdicts["audit_absent_difference_of_means"] == "FAIL"
-    assert done.verdicts["audit_absent_logistic"] in ("FAIL", "INCONCLUSIVE")
+    assert done.verdicts["audit_absent_logistic"] == "FAIL"
     assert done.result.ret == 1

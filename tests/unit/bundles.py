@@ -136,7 +136,7 @@ class Builder:
         thresholds = None if detector.threshold is None else np.array([detector.threshold])
         arms = [Arm("detector", scores[None, :], thresholds)]
         if controls and labels is not None:
-            draws = DRAWS if n < 5_000 else 2
+            draws = DRAWS if n < 5_000 else 1
             arms += [
                 Arm("null: shuffled labels", self.random.normal(0, 1, (draws, n))),
                 Arm("null: random directions", self.random.normal(0, 1, (draws, n))),
@@ -287,7 +287,7 @@ def nulls(quantity: str, value: float) -> tuple[NullRecord, ...]:
     p = (k + 1) / (DRAWS + 1)
     spread = {"shuffled labels": 0.08, "random directions": 0.12}
     return tuple(
-        NullRecord(name=name, draws=DRAWS, k=k, p=p, passed=beaten, median=nothing + 0.004, high=nothing + width, observed=value)
+        NullRecord(name=name, draws=DRAWS, k=k, p=p, passed=beaten, median=nothing + 0.004, high=nothing + width, observed=value, decides=name == "shuffled labels")
         for name, width in spread.items()
     )
 
@@ -459,7 +459,7 @@ def passing() -> Content:
     return build.content(exit_code=0)
 
 
-def large(n: int = 200_000, audits: int = 400) -> Content:
+def large(n: int = 200_000, audits: int = 240) -> Content:
     """One reading of n prompts and many audits on it."""
     build = Builder()
     fit, test = build.suite("pairs[train]", 120, 30, 60), build.suite("pairs[test]", n, 5_000, n // 2)
