@@ -4,6 +4,7 @@ Per token, worst token, relative to the token's largest term: resid_pre + attn_o
 layer; the last block's output is not the final norm's; a padded batch gives what each prompt gives alone. A hook point that fails is refused.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,8 +24,11 @@ PROMPTS = (
 )
 MAX_TOKENS = 16
 BATCHED_TOLERANCE = {torch.float32: 2e-4, torch.float16: 0.05}
-"""Largest relative difference of a token between a padded batch and its prompt alone: float32 gives up to 3.6e-5 (Gemma 3 270M), a missing mask 0.8."""
-BATCHED_TOLERANCE_LOW = 0.4
+BATCHED_TOLERANCE_LOW = 0.15
+"""Largest relative difference of a token between a padded batch and its prompt alone; the second is for bfloat16.
+
+Measured on SmolLM2 and Gemma 3 270M: float32 up to 3.6e-5, float16 4.8e-3, bfloat16 3.4e-2; a missing mask gives 0.8 and more.
+"""
 SUM_TOLERANCE = 1e-5
 
 SUM = "resid_pre + attn_out + mlp_out = resid_post"
@@ -137,11 +141,13 @@ def _summaries(findings: list[Finding]) -> Iterator[Check]:
     for finding in findings:
         grouped.setdefault(f"{BATCHED}: {finding.key[0]}" if finding.check == BATCHED else finding.check, []).append(finding)
     for name, group in grouped.items():
-        worst = max(group, key=lambda finding: float("inf") if finding.worst != finding.worst else finding.worst)
+        worst = max(group, key=lambda finding: float("inf") if math.isnan(finding.worst) else finding.worst)
         yield Check(name, all(finding.passed for finding in group), worst.worst, worst.tolerance, f"worst at {_where(worst.key)} of {len(group)} comparisons")
 
 
 def _sentence(finding: Finding) -> str:
+    if math.isnan(finding.worst):
+        return f"{finding.check} can't be tested, because activations are not finite (float16 overflows on some models: give dtype bfloat16 or float32)"
     return f"{finding.check} is off by {finding.worst:.2g} of the token's norm (allowed {finding.tolerance:.2g})"
 
 

@@ -90,6 +90,8 @@ def test_a_gguf_file_is_converted_once_to_the_same_bytes_anywhere(cache, tmp_pat
     (tmp_path / "moved").mkdir()
     elsewhere = load(str(path.rename(tmp_path / "moved" / "renamed.gguf")), device="cpu", progress=False)
     assert elsewhere.identity.files == model.identity.files
+    written = (folder / "config.json").read_text() + (folder / "tokenizer_config.json").read_text()
+    assert not any(word in written for word in ("transformers_version", "tiny.gguf", "quantization_config", str(tmp_path)))
     assert model.identity.source == "gguf"
     assert model.identity.source_sha256 == elsewhere.identity.source_sha256
 

@@ -75,7 +75,7 @@ def test_taps_sort_as_a_forward_pass_meets_them():
     for architecture in ("llama", "gemma2"):
         points = HookPoints.of(tiny_model(architecture))
         fired = []
-        handles = [tap.listen(lambda _, tap=tap: fired.append(tap)) for tap in reversed(points.taps)]
+        handles = [tap.listen(lambda _, tap=tap, fired=fired: fired.append(tap)) for tap in reversed(points.taps)]
         points.decoder.base(input_ids=TOKENS, use_cache=False)
         for handle in handles:
             handle.remove()
@@ -139,7 +139,7 @@ def test_self_check_refuses_a_contribution_before_its_post_norm():
     wrong = with_tap(HookPoints.of(hf), "attn_out", 2, module=hf.model.layers[2].self_attn, slot=OutputSlot(in_tuple=True))
     record, points = self_check(wrong, tokenizer)
     assert not record.passed
-    with pytest.raises(HookPointError, match="attn_out at layer 2 can't be used.*its self-check failed"):
+    with pytest.raises(HookPointError, match=r"attn_out at layer 2 can't be used.*its self-check failed"):
         points.resolve("attn_out", 2)
     assert {(name, layer) for name, layer, _ in record.refused} == {("attn_out", 2), ("mlp_out", 2), ("resid_mid", 2)}
     assert points.resolve("attn_out", 1)
