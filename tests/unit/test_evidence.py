@@ -224,6 +224,7 @@ def _set(kind, index, **values):
         (lambda run: run["audits"].pop(), "planned and"),
         (lambda run: run["audits"][0].update(claims=[], verdict="ERROR", error="x"), "without being listed"),
         (lambda run: run["claims"][2]["nulls"][0].update(p=0.001), r"not \(k \+ 1\)/\(B \+ 1\)"),
+        (lambda run: run["claims"][2].update(nulls=[]), "PASS without a null"),
         (lambda run: run["claims"][2].update(alpha=0.2), "the plan says 0.025"),
         (lambda run: run["claims"][2].update(reading=bundles.sha("none")), "not recorded"),
         (lambda run: run["claims"][2].update(n=301), "claims.parquet is not that of the records"),
