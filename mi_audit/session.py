@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mi_audit.auditor import Auditor
 from mi_audit.config import Settings
-from mi_audit.errors import PlanError
+from mi_audit.errors import MiAuditError, PlanError
 from mi_audit.judging.judge import Judge
 from mi_audit.judging.results import AuditResult
 from mi_audit.plan.measurements import ClaimSpec, EstimateSpec
@@ -63,14 +63,16 @@ class Session:
         """Load the model under audit and measure everything that the plan needs.
 
         Raises:
-            MiAuditError: the model can't be loaded, or a prompt or a detector fails on it.
+            MissingDependencyError: torch or transformers is not installed.
+            ModelError: the model can't be found, trusted or loaded.
         """
         from mi_audit.loading import load_bench
 
         with self._timed("load model"):
             self.model, self.bench = load_bench(self.settings)
         if self.plan is not None:
-            with self._timed("forward passes"):
+            # What can't be measured is raised again in the audits that claim something of it; the others go on.
+            with self._timed("forward passes"), suppress(MiAuditError):
                 self.bench.prepare(self.plan.readings)
         return Auditor(self.bench.estimate, self.model.identity)
 

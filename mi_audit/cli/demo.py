@@ -18,8 +18,13 @@ def demo(
     out: Annotated[Path, typer.Option(help="where the evidence goes")] = Path("audit-results/demo"),
 ) -> None:
     """Run the shipped audits and leave evidence and a report. Exits 0 when the run completed, whatever the verdicts."""
+    from mi_audit.model.catalogue import shipped_models
+
     root = audits_dir()
     typer.echo("shipped audits: " + ", ".join(str(path.relative_to(root)) for path in shipped_audits()))
+    for entry in shipped_models():
+        if entry.name == model:
+            typer.echo(f"model: {entry.name}, licence {entry.licence} ({entry.licence_url})")
     code = run_pytest([str(root), f"--audit-model={model}", f"--audit-out={out.absolute()}"], root=root)
     if code in COMPLETED:
         typer.echo(f"\nThe run completed; its exit code as a gate would be {code}. Open {out / 'report.html'} in a browser.")
