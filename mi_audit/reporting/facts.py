@@ -25,7 +25,7 @@ def headline(run: RunRecord) -> str:
     if not run.audits:
         return f"No audit of {name} was run."
     if run.verdict is Verdict.PASS:
-        return f"All of {total} of {name} passed." if len(run.audits) > 1 else f"The audit of {name} passed."
+        return f"All {total} of {name} passed." if len(run.audits) > 1 else f"The audit of {name} passed."
     words = {Verdict.FAIL: "failed", Verdict.ERROR: "could not run", Verdict.INCONCLUSIVE: "could not be decided"}
     parts = [f"{verdicts[verdict]} {word}" for verdict, word in words.items() if verdicts[verdict]]
     if verdicts[Verdict.PASS]:

@@ -287,7 +287,9 @@ def nulls(quantity: str, value: float) -> tuple[NullRecord, ...]:
     p = (k + 1) / (DRAWS + 1)
     spread = {"shuffled labels": 0.08, "random directions": 0.12}
     return tuple(
-        NullRecord(name=name, draws=DRAWS, k=k, p=p, passed=beaten, median=nothing + 0.004, high=nothing + width, observed=value, decides=name == "shuffled labels")
+        NullRecord(
+            name=name, draws=DRAWS, k=k, p=p, passed=beaten, median=nothing + 0.004, high=nothing + width, observed=value, decides=name == "shuffled labels"
+        )
         for name, width in spread.items()
     )
 

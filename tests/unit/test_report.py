@@ -166,9 +166,11 @@ def test_the_order_is_verdict_limits_claims_controls_audits_evidence(page):
 def test_partial_can_not_be_missed(tmp_path):
     content = bundles.passing()
     content.run = content.run.model_copy(update={"partial": ("-k quiet", "--audit-limit 20"), "exit_code": 13})
-    text = Page(html.render(content.write(tmp_path / "out"))).text
+    raw = html.render(content.write(tmp_path / "out"))
+    text = Page(raw).text
     before = text[: text.index("Claims about the model")]
     assert "PARTIAL" in before
+    assert '<span class="badge partial">PARTIAL</span>' in raw[raw.index("<h1>") : raw.index("</h1>")]
     assert "can't gate a release" in before
     assert "-k quiet" in before
     assert "lets the model through" not in before
@@ -176,7 +178,7 @@ def test_partial_can_not_be_missed(tmp_path):
 
 
 def test_a_passed_run_says_so_and_without_a_model_it_does_not(tmp_path):
-    assert "All of 2 audits of smollm2-135m-instruct passed." in Page(html.render(bundles.passing().write(tmp_path / "a"))).text
+    assert "All 2 audits of smollm2-135m-instruct passed." in Page(html.render(bundles.passing().write(tmp_path / "a"))).text
     build = bundles.Builder()
     build.audit("a.py::audit_x", "X", "", "model", [], verdict=Verdict.ERROR, error="ModelError: no such model")
     text = Page(html.render(build.content(model=None).write(tmp_path / "b"))).text

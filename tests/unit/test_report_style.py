@@ -11,6 +11,7 @@ TEXT = [(ink, ground) for ink in ("ink", "muted", "link") for ground in ("ground
     ("ink", "code"),
     ("ink", "inconclusive-soft"),
     ("ink", "error-soft"),
+    ("on-mark", "inconclusive"),
     *((verdict, f"{verdict}-soft") for verdict in ("pass", "inconclusive", "fail", "error")),
 ]
 GRAPHICS = [
