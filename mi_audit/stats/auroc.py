@@ -10,7 +10,7 @@ from scipy.special import expit, logit, stdtrit
 from mi_audit.errors import StatisticsError
 from mi_audit.stats.checks import Bools, Clusters, Floats, checked_alpha, checked_both_classes, checked_clusters, checked_flags, checked_values
 from mi_audit.stats.estimate import Estimate
-from mi_audit.stats.jackknife import Jackknife, two_class_df
+from mi_audit.stats.jackknife import Jackknife, two_class_df, worth_of
 from mi_audit.stats.limits import ASSUMED_ICC, TELLING_GROUPS, unvalidated
 
 METHOD: Final = "cluster jackknife on the logit scale, t quantile, no narrower than a score interval"
@@ -48,7 +48,7 @@ def auroc(scores: ArrayLike, labels: ArrayLike, groups: ArrayLike, *, alpha: flo
     pairs = count_pairs(floats, flags, clusters)
     undecided = unvalidated("auroc", len(floats), clusters.count, alpha)
     if pairs.spread:
-        low, high = _bounds(pairs, Jackknife.of(pairs.value_between, pairs.without_each(), pairs.df), alpha)
+        low, high = _bounds(pairs, Jackknife.of(pairs.value_between, pairs.without_each(), pairs.worth), alpha)
     else:
         low, high = 0.0, 1.0
         undecided = (*undecided, "there are only two groups, or one class is all in one group: the error can't be seen")
@@ -85,7 +85,7 @@ def auroc_difference(scores_a: ArrayLike, scores_b: ArrayLike, labels: ArrayLike
     if not pairs_a.spread:
         raise StatisticsError("A difference of AUROCs needs at least three groups, and each class in at least two of them.")
     between = pairs_a.value_between - pairs_b.value_between
-    jackknife = Jackknife.of(between, pairs_a.without_each() - pairs_b.without_each(), min(pairs_a.df, pairs_b.df))
+    jackknife = Jackknife.of(between, pairs_a.without_each() - pairs_b.without_each(), pairs_a.worth)
     low, high = jackknife.bounds(alpha)
     value = pairs_a.value - pairs_b.value
     return Estimate(
@@ -104,7 +104,7 @@ def auroc_difference(scores_a: ArrayLike, scores_b: ArrayLike, labels: ArrayLike
 
 def _bounds(pairs: "Pairs", jackknife: Jackknife, alpha: float) -> tuple[float, float]:
     value, variance = jackknife.value, jackknife.variance
-    quantile = float(stdtrit(jackknife.df, 1.0 - alpha))
+    quantile = float(stdtrit(pairs.df, 1.0 - alpha))
     larger, smaller = sorted((float(pairs.positives_in.sum()), float(pairs.negatives_in.sum())), reverse=True)
     expected = _hanley_mcneil(value, larger, smaller)
     observed = variance / expected if expected > 0.0 else 1.0
@@ -176,6 +176,11 @@ class Pairs:
         by_positive = (self.wins_by_positive - value * self.positives_in * negatives) / self.pairs
         by_negative = (self.wins_by_negative - value * self.negatives_in * positives) / self.pairs
         return two_class_df(by_positive, by_negative, self.positives_in, self.negatives_in)
+
+    @property
+    def worth(self) -> float:
+        """The number of equal groups that would tell as much, of the class that has fewer."""
+        return min(worth_of(self.positives_in), worth_of(self.negatives_in))
 
     @property
     def assumed_design_effect(self) -> float:

@@ -10,7 +10,7 @@ from scipy.special import gammaln
 from mi_audit.errors import StatisticsError
 from mi_audit.stats.checks import Bools, Clusters, Floats, checked_alpha, checked_both_classes, checked_clusters, checked_flags, checked_values
 from mi_audit.stats.estimate import Estimate
-from mi_audit.stats.jackknife import Jackknife, two_class_df
+from mi_audit.stats.jackknife import Jackknife, worth_of
 from mi_audit.stats.limits import unvalidated
 
 METHOD: Final = "cluster jackknife, t quantile, widened for skewness (Hall)"
@@ -37,7 +37,7 @@ def mean_difference(values: ArrayLike, labels: ArrayLike, groups: ArrayLike, *, 
     alpha = checked_alpha(alpha)
     floats, flags, clusters = _checked_classes(values, labels, groups)
     moments = _Moments.by_group(floats, flags, clusters)
-    jackknife = Jackknife.of(float(moments.whole().difference()), moments.without_each().difference(), moments.df())
+    jackknife = Jackknife.of(float(moments.whole().difference()), moments.without_each().difference(), moments.worth(), _scale(floats))
     return _estimate("mean_difference", jackknife, alpha, len(floats), int(flags.sum()))
 
 
@@ -75,7 +75,7 @@ def effect_size(values: ArrayLike, labels: ArrayLike, groups: ArrayLike, *, alph
     whole, without = moments.whole(), moments.without_each()
     if min(float(whole.pooled_variance()), float(np.min(without.pooled_variance()))) <= 0.0:
         raise StatisticsError("The effect size is undefined: the values of each class are all equal, or are so without one of the groups.")
-    jackknife = Jackknife.of(float(whole.hedges_g()), without.hedges_g(), moments.df())
+    jackknife = Jackknife.of(float(whole.hedges_g()), without.hedges_g(), moments.worth())
     return _estimate("effect_size", jackknife, alpha, len(floats), int(flags.sum()))
 
 
@@ -116,22 +116,24 @@ class _Moments:
 
     def pooled_variance(self) -> Floats:
         within = self.squares_1 - self.sum_1**2 / self.n_1 + self.squares_0 - self.sum_0**2 / self.n_0
-        return np.asarray(within / (self.n_1 + self.n_0 - 2.0))
+        negligible = 1e-12 * (self.squares_1 + self.squares_0)  # what rounding leaves of none
+        return np.where(within > negligible, within, 0.0) / np.maximum(self.n_1 + self.n_0 - 2.0, 1.0)
 
     def hedges_g(self) -> Floats:
         df = self.n_1 + self.n_0 - 2.0
         correction = np.exp(gammaln(df / 2.0) - gammaln((df - 1.0) / 2.0)) / np.sqrt(df / 2.0)
         return np.asarray(correction * self.difference() / np.sqrt(self.pooled_variance()))
 
-    def df(self) -> float:
-        """Degrees of freedom of a difference of the class means."""
-        whole = self.whole()
-        by_positive = (self.sum_1 - whole.sum_1 / whole.n_1 * self.n_1) / whole.n_1
-        by_negative = (self.sum_0 - whole.sum_0 / whole.n_0 * self.n_0) / whole.n_0
-        return two_class_df(by_positive, by_negative, self.n_1, self.n_0)
+    def worth(self) -> float:
+        """The number of equal groups that would tell as much, of the class that has fewer."""
+        return min(worth_of(self.n_1), worth_of(self.n_0))
 
     def _parts(self) -> tuple[Floats, ...]:
         return self.n_1, self.n_0, self.sum_1, self.sum_0, self.squares_1, self.squares_0
+
+
+def _scale(values: Floats) -> float:
+    return float(np.abs(values).max())
 
 
 def _mean_jackknife(values: Floats, clusters: Clusters) -> Jackknife:
@@ -141,7 +143,7 @@ def _mean_jackknife(values: Floats, clusters: Clusters) -> Jackknife:
         )
     centre = float(values.mean())
     shifts = -clusters.sums(values - centre) / (len(values) - clusters.sizes)
-    return Jackknife(value=centre, shifts=shifts, df=clusters.effective_count - 1.0)
+    return Jackknife(value=centre, shifts=shifts, worth=clusters.effective_count, scale=_scale(values))
 
 
 def _checked_classes(values: ArrayLike, labels: ArrayLike, groups: ArrayLike) -> tuple[Floats, Bools, Clusters]:

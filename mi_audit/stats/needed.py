@@ -28,14 +28,15 @@ class Needed:
 def needed(estimate: "Estimate", op: str, threshold: float) -> Needed | None:
     """The prompts and groups at which the bound that faces `threshold` would reach it, were the observed value the truth; groups keep their size.
 
-    None where the value is the threshold, or where more than ten million prompts would be needed. Planning for a given power is `size`.
+    None where the value is the threshold, where more than ten million prompts would be needed, or where nothing can be decided for a reason that more of the
+    same prompts may not mend. Planning for a given power is `size`.
     """
     above = estimate.value > threshold
     if estimate.value == threshold:
         return None
     bound = estimate.low if above else estimate.high
     ratio = max(_growth(estimate, bound, threshold), least_groups(estimate.quantity, estimate.n, estimate.groups) / estimate.groups)
-    if ratio * estimate.n > _MOST:
+    if ratio * estimate.n > _MOST or ratio <= 1.0:
         return None
     return Needed(n=math.ceil(estimate.n * ratio - 1e-9), groups=math.ceil(estimate.groups * ratio - 1e-9))
 

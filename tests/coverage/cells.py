@@ -51,8 +51,9 @@ def grid() -> Iterator[Cell]:
             yield Cell("auroc", "binormal", layout, value, count, 8, icc)
     for layout, value, count in product(("mixed", "apart"), (0.6, 0.9, 0.99), groups):
         yield Cell("auroc", "binormal", layout, value, count, 2, 0.3)
-    for model, layout, value, count in product(("exponential", "wide positives"), ("mixed 1:3", "apart 1:3"), (0.6, 0.9, 0.97, 0.99), (10, 20, 40)):
-        yield Cell("auroc", model, layout, value, count, UNEVEN, 0.3)
+    shapes = ("exponential", "wide positives")
+    for model, layout, value, count, icc in product(shapes, ("mixed 1:3", "apart 1:3"), (0.6, 0.9, 0.97, 0.99), (10, 20, 40), (0.0, 0.3)):
+        yield Cell("auroc", model, layout, value, count, UNEVEN, icc)
     for alpha, layout, value, count in product((0.005, 0.1), ("mixed", "apart"), (0.6, 0.99), (10, 40)):
         yield Cell("auroc", "binormal", layout, value, count, 8, 0.3, alpha)
     for value, count, icc in product((0.8, 0.95), (10, 20, 40), (0.0, 0.3)):
@@ -73,6 +74,9 @@ def grid() -> Iterator[Cell]:
         yield Cell("mean", model, "", 0.0, count, rows, icc)
     for quantity, model, layout, count, icc in product(("mean_difference", "effect_size"), shapes, ("mixed", "apart 1:3"), (10, 20, 40, 60), (0.0, 0.3)):
         yield Cell(quantity, model, layout, 0.5, count, 8, icc)
+    for quantity, model, icc in product(("mean_difference", "effect_size"), shapes, (0.0, 0.3)):
+        yield Cell(quantity, model, "apart 1:3", 0.5, 80, 8, icc)
+        yield Cell(quantity, model, "apart", 0.5, 40, 8, icc)
     for model, count, icc in product(shapes, (10, 20, 40, 60), (0.0, 0.3)):
         yield Cell("paired_difference", model, "mixed", 0.5, count, 8, icc)
     for alpha, model, count in product((0.005, 0.1), shapes, (20, 60)):
