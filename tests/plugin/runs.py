@@ -29,12 +29,6 @@ class Run:
 
 def run(pytester: pytest.Pytester, model: Path, *arguments: str, report: str = "none") -> Run:
     folder = pytester.path / "evidence"
-    options = ("-p", "mi_audit.pytest_plugin") if not _installed() else ()
-    result = pytester.runpytest_inprocess(*options, f"--audit-model={model}", f"--audit-out={folder}", f"--audit-format={report}", *arguments)
+    result = pytester.runpytest_inprocess(f"--audit-model={model}", f"--audit-out={folder}", f"--audit-format={report}", *arguments)
     return Run(result, folder)
 
-
-def _installed() -> bool:
-    from importlib.metadata import entry_points
-
-    return any(entry.value == "mi_audit.pytest_plugin" for entry in entry_points(group="pytest11"))

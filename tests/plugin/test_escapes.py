@@ -82,7 +82,7 @@ def test_python_O_and_plain_asserts_are_refused(pytester, tiny_folder):
     pytester.makepyfile(audit_toy=TOY + f"\n@mi.audit(about='instrument')\ndef audit_false(model):\n    assert {FALSE}\n")
     plain = run(pytester, tiny_folder, "--assert=plain")
     assert plain.result.ret == 12
-    command = [sys.executable, "-O", "-m", "pytest", "-p", "mi_audit.pytest_plugin", f"--audit-model={tiny_folder}"]
+    command = [sys.executable, "-O", "-m", "pytest", f"--audit-model={tiny_folder}"]
     optimised = subprocess.run(command, cwd=pytester.path, capture_output=True, text=True, check=False)
     assert optimised.returncode == 12
     assert "-O removes every assert" in optimised.stdout
