@@ -62,8 +62,8 @@ class Settings:
             out=Path(values["out"]) if values["out"] else None,
             format=values["format"],
             alpha=_number(values["alpha"], "--audit-alpha", 1e-6, 0.5),
-            seed=_whole(values["seed"], "--audit-seed", 0, 2**53),
-            limit=_whole(values["limit"], "--audit-limit", 1, 2**53) if values["limit"] else None,
+            seed=_whole(values["seed"], "--audit-seed", 0, 2**53 - 1),
+            limit=_whole(values["limit"], "--audit-limit", 1, 2**53 - 1) if values["limit"] else None,
         )
 
 

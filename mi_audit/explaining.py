@@ -27,7 +27,8 @@ def explain(claim: Claim, worst: Sequence[str] = ()) -> list[str]:
         lines.append(f"  to decide  {claim.needed}, if the estimate is right")
     if estimate.controls is not None:
         lines.extend(
-            f"  null       {null.name}: p = {null.p:.3g} with {null.draws} draws{'' if null.decides else ', for comparison'}" for null in estimate.controls.nulls
+            f"  null       {null.name}: p = {null.p:.3g} with {null.draws} draws{'' if null.decides else ', for comparison'}"
+            for null in estimate.controls.nulls
         )
         lines.extend(
             f"  baseline   {baseline.name}: {baseline.value:.3f} [{baseline.low:.3f}, {baseline.high:.3f}]" for baseline in estimate.controls.baselines

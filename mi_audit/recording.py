@@ -37,7 +37,9 @@ def record(run: "Session", results: Sequence[AuditResult], exit_code: int) -> li
         EvidenceError: the evidence can't be written; nothing half-written is left.
     """
     assert run.plan is not None
-    readings = _readings_used(results)
+    specs = _estimates_used(results)
+    readings = list(dict.fromkeys(spec.reading for spec in specs))
+    pairs = {spec.reading: spec.pairs for spec in specs if spec.pairs}
     samples = SampleTable()
     files: dict[str, bytes] = {}
     suites: dict[str, Suite] = {}
@@ -48,7 +50,7 @@ def record(run: "Session", results: Sequence[AuditResult], exit_code: int) -> li
             detectors.append(_detector(spec, run.bench, files))
             suites.update((suite.digest, suite) for suite in spec.suites)
         for reading in readings:
-            taken.append(_reading(reading, run.bench, samples, suites))
+            taken.append(_reading(reading, run.bench, samples, suites, pairs.get(reading)))
     claims = [_claim(result, index, decided, run.bench) for result in results for index, decided in enumerate(result.claims) if run.bench is not None]
     evidence = r.RunRecord(
         plan=r.PlanRecord(
@@ -87,9 +89,9 @@ def record(run: "Session", results: Sequence[AuditResult], exit_code: int) -> li
     return [f"evidence: {run.directory}", f"report:   {run.directory / store.REPORT}"]
 
 
-def _readings_used(results: Sequence[AuditResult]) -> list[ReadSpec]:
+def _estimates_used(results: Sequence[AuditResult]) -> list[EstimateSpec]:
     specs = (decided.claim.estimate.spec for result in results for decided in result.claims)
-    return list(dict.fromkeys(spec.reading for spec in specs if isinstance(spec, EstimateSpec)))
+    return list(dict.fromkeys(spec for spec in specs if isinstance(spec, EstimateSpec)))
 
 
 def _model(model: "LoadedModel") -> r.ModelRecord:
@@ -156,7 +158,7 @@ def _detector(spec: DetectorSpec, bench: "Bench", files: dict[str, bytes]) -> r.
     )
 
 
-def _reading(spec: ReadSpec, bench: "Bench", samples: SampleTable, suites: dict[str, Suite]) -> r.ReadingRecord:
+def _reading(spec: ReadSpec, bench: "Bench", samples: SampleTable, suites: dict[str, Suite], pairs: str | None) -> r.ReadingRecord:
     data = bench.read(spec)
     suites[data.suite.digest] = data.suite
     samples.add(
@@ -166,6 +168,7 @@ def _reading(spec: ReadSpec, bench: "Bench", samples: SampleTable, suites: dict[
         groups=data.suite.groups(),
         labels=data.labels,
         token_index=data.token_index,
+        pairs=None if pairs is None else data.pairs(pairs).tolist(),
         arms=[Arm(arm.name, arm.values, arm.thresholds, labels=arm.labels) for arm in data.arms],
     )
     return r.ReadingRecord(

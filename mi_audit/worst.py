@@ -15,8 +15,8 @@ SHOWN = 3
 def worst_prompts(claim: ClaimSpec, data: "ReadingData") -> tuple[str, ...]:
     """Ids of the prompts, at most three, that speak most against the claim; ties go by id.
 
-    A claim that classes are told apart is hurt by positives that score low and negatives that score high; a claim that a rate or a mean is small by high scores,
-    that it is large by low ones. A claim of the other side reverses it.
+    A claim that classes are told apart is hurt by positives that score low and negatives that score high; a claim that a rate or a mean is small by high
+    scores, that it is large by low ones. A claim of the other side reverses it.
     """
     upward = claim.op in (">", ">=")
     against = -data.values if upward else data.values

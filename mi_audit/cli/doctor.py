@@ -45,7 +45,10 @@ def _version(name: str, fix: str) -> tuple[bool, str]:
 
 def _plugin() -> tuple[bool, str]:
     found = any(entry.value == "mi_audit.pytest_plugin" for entry in metadata.entry_points(group="pytest11"))
-    return found, "the pytest plugin is registered" if found else "the pytest plugin is not registered: install the package (pip install mi-audit) instead of copying it"
+    return (
+        found,
+        "the pytest plugin is registered" if found else "the pytest plugin is not registered: install the package (pip install mi-audit) instead of copying it",
+    )
 
 
 def _shipped() -> Iterator[tuple[bool, str]]:

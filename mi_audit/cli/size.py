@@ -23,5 +23,7 @@ def size(
     from mi_audit.stats.power import size as needed
 
     side = op or (">=" if expected > threshold else "<=")
-    need = needed(quantity, side, threshold, expected=expected, power=power, alpha=alpha, per_group=per_group, icc=icc if per_group > 1 else 0.0, prevalence=prevalence)
+    need = needed(
+        quantity, side, threshold, expected=expected, power=power, alpha=alpha, per_group=per_group, icc=icc if per_group > 1 else 0.0, prevalence=prevalence
+    )
     typer.echo(f"{quantity}() {side} {threshold:g} passes with probability {power:g}, if the truth is {expected:g}, with {need}.")

@@ -21,7 +21,9 @@ def check_file(
     if found.labels:
         typer.echo("  labels  " + ", ".join(f"{name or 'none'}: {count}" for name, count in found.labels))
     for split in found.splits:
-        typer.echo(f"  {split.name:<12}{split.prompts} prompts in {split.groups} groups  " + ", ".join(f"{name or 'none'}: {count}" for name, count in split.labels))
+        typer.echo(
+            f"  {split.name:<12}{split.prompts} prompts in {split.groups} groups  " + ", ".join(f"{name or 'none'}: {count}" for name, count in split.labels)
+        )
     for colour, word, problems in (("red", "error", found.errors), ("yellow", "warning", found.warnings), (None, "note", found.notes)):
         for problem in problems:
             typer.secho(f"{word}: {problem}", fg=colour)

@@ -55,9 +55,7 @@ def controls_of(spec: EstimateSpec, estimate: Estimate, reading: ReadingData, al
         return None
     arms = reading.of_kind(NULL)
     decisive = {arm.name for arm in arms if arm.labels is not None} or {arm.name for arm in arms}
-    nulls = tuple(
-        Null(arm.name.removeprefix(NULL), null_statistics(spec, estimate, reading, arm), estimate.value, alpha, arm.name in decisive) for arm in arms
-    )
+    nulls = tuple(Null(arm.name.removeprefix(NULL), null_statistics(spec, estimate, reading, arm), estimate.value, alpha, arm.name in decisive) for arm in arms)
     shuffled = next((null for null in nulls if null.name == SHUFFLED), None)
     selectivity = estimate.value - float(np.mean(shuffled.statistics)) if shuffled else None
     baselines = tuple(found for arm in reading.of_kind(BASELINE) if (found := _baseline(reading, arm, alpha)) is not None)

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import rfc8785
 
-Json: TypeAlias = "str | int | float | bool | None | list[Json] | dict[str, Json]"
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 
 def digest_of(description: "dict[str, Json]") -> str:

@@ -21,7 +21,7 @@ def leak_inside(detector: DetectorSpec) -> str | None:
     if isinstance(detector, ProbeSpec) and isinstance(detector.threshold, FalsePositiveRate):
         shared = _shared(detector.fit, detector.threshold.on)
         if shared:
-            return f"{detector.name} is calibrated on {detector.threshold.on.name}, but {shared} in {detector.fit.name}, which it is fitted on; calibrate on other groups"
+            return f"{detector.name} is calibrated on {detector.threshold.on.name}, but {shared} in {detector.fit.name}, its fit; calibrate on other groups"
     return None
 
 

@@ -50,7 +50,7 @@ def plan_audit(
     if foreign_fixtures:
         return replace(
             base,
-            unplanned=f"it uses the fixture{'s' if len(foreign_fixtures) > 1 else ''} {', '.join(foreign_fixtures)}, so its claims can't be known before the run",
+            unplanned=f"it uses the fixture{'s' if len(foreign_fixtures) > 1 else ''} {', '.join(foreign_fixtures)}, so its claims are known only in the run",
         )
     if not takes_model:
         return replace(base, faults=(f"{file.name}: {base.function} does not take `model`, so it can claim nothing of it; write def {base.function}(model):",))

@@ -58,8 +58,8 @@ class Trace:
 
 
 _TOUCHED = (
-    "{what} of `{spec}` is asked for while planning. An audit's body is a declaration: it runs before any model loads, so it may compare estimates with numbers "
-    "and nothing else; explore values in a script with mi.load_model(…)"
+    "{what} of `{spec}` is asked for while planning. An audit's body is a declaration: it runs before any model loads, so it may compare estimates with "
+    "numbers and nothing else; explore values in a script with mi.load_model(…)"
 )
 
 

@@ -1,4 +1,7 @@
-"""Known results on public data, through our own path and through an independent one. Skipped where the data is absent; set MI_AUDIT_PUBLIC_DATA to its folder."""
+"""Known results on public data, through our own path and through an independent one.
+
+Skipped where the data is absent; set MI_AUDIT_PUBLIC_DATA to its folder.
+"""
 
 import os
 from pathlib import Path
@@ -47,7 +50,8 @@ def test_truth_of_statements_about_cities(auditor, default_model):
     at = mi.at("resid_post", depth=0.6)
     truth = mi.probe("truth", method="difference_of_means", at=at, fit=cities["train"])
     estimate = auditor.read(truth, cities["test"]).auroc()
-    assert 0.84 <= estimate.low <= estimate.value <= estimate.high <= 0.92
+    assert 0.84 <= estimate.value <= 0.92
+    assert estimate.low <= estimate.value <= estimate.high
     layer = at.layer_in(default_model.n_layers)
     assert estimate.value == pytest.approx(independent_auroc(default_model, cities["train"], cities["test"], layer), abs=1e-3)
     inverted = auditor.read(truth, negated).auroc()
@@ -60,7 +64,9 @@ def test_harmful_requests(auditor):
     columns = {"text": "instruction"}
     harmful = mi.suite(DATA / "unsafe/harmful_train.json", columns=columns, chat=True, label="harmful")
     harmless = mi.suite(DATA / "unsafe/harmless_val.json", columns=columns, chat=True, label="harmless").sample(600, seed=0)
-    both = mi.concat(mi.suite(list(harmful), name="harmful", positive="harmful"), mi.suite(list(harmless), name="harmless", positive="harmful"), name="requests")
+    both = mi.concat(
+        mi.suite(list(harmful), name="harmful", positive="harmful"), mi.suite(list(harmless), name="harmless", positive="harmful"), name="requests"
+    )
     probe = mi.probe("harmful", method="difference_of_means", at=mi.at("resid_post", depth=0.5), fit=both["train"])
     estimate = auditor.read(probe, both["test"]).auroc()
     assert estimate.value >= 0.95

@@ -1,7 +1,8 @@
 """A model that is known to remember one thing and can't know another.
 
-Text: a kind letter, random letters, a semicolon, then the answer (upper case of the kind letter's class), then a coin. The model is trained to give the answer at the
-semicolon, so the class of the first letter is in its activations there. The coin comes after the semicolon and is drawn independently: a causal model can't hold it.
+Text: a kind letter, random letters, a semicolon, then the answer (the class of the kind letter), then a coin. The model is trained to give the answer
+at the semicolon, so the class of the first letter is in its activations there. The coin comes after the semicolon and is drawn independently: a causal
+model can't hold it.
 """
 
 from dataclasses import dataclass

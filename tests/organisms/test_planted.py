@@ -7,7 +7,7 @@ import pytest
 from tests.organisms.memory import texts, train
 from tests.plugin.runs import run
 
-AUDITS = '''
+AUDITS = """
 import json
 import pathlib
 import mi_audit as mi
@@ -35,7 +35,7 @@ def audit_absent_difference_of_means(model):
 @mi.audit(about="instrument")
 def audit_absent_logistic(model):
     assert model.read(probe_of(coin, "logistic"), coin["test"]).auroc() >= 0.7
-'''
+"""
 
 
 @pytest.fixture(scope="module")

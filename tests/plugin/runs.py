@@ -31,4 +31,3 @@ def run(pytester: pytest.Pytester, model: Path, *arguments: str, report: str = "
     folder = pytester.path / "evidence"
     result = pytester.runpytest_inprocess(f"--audit-model={model}", f"--audit-out={folder}", f"--audit-format={report}", *arguments)
     return Run(result, folder)
-

@@ -31,7 +31,9 @@ def test_importing_the_plugin_and_the_package_loads_nothing_heavy(tmp_path):
 def test_collecting_and_planning_load_no_model(pytester):
     pytester.makepyfile(audit_toy=TOY + AUDIT)
     for option in ("--co", "--audit-plan"):
-        code = f"import os, pytest; os.environ['PYTEST_DISABLE_PLUGIN_AUTOLOAD'] = '1'; assert pytest.main(['-p', 'mi_audit.pytest_plugin', '{option}', '.']) == 0"
+        code = (
+            f"import os, pytest; os.environ['PYTEST_DISABLE_PLUGIN_AUTOLOAD'] = '1'; assert pytest.main(['-p', 'mi_audit.pytest_plugin', '{option}', '.']) == 0"
+        )
         assert loaded_by(code, pytester.path) == set()
     assert not (pytester.path / "audit-results").exists()
 

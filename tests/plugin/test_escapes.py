@@ -38,9 +38,9 @@ BODIES = {
     "fitted_on": "assert model.read(probe, toy['train']).auroc() >= 0.6",
     "calibrated_on": "assert model.read(probe, toy['calibration']).rate() <= 0.9",
     "whole_suite": "assert model.read(probe, toy).auroc() >= 0.6",
-    "other_claim_in_the_run": f"global calls\n    calls += 1\n    assert model.read(probe, toy['test']).auroc() >= (0.99 if calls == 1 else 0.6)",
+    "other_claim_in_the_run": "global calls\n    calls += 1\n    assert model.read(probe, toy['test']).auroc() >= (0.99 if calls == 1 else 0.6)",
     "fewer_claims_in_the_run": f"global calls2\n    calls2 += 1\n    assert {TRUE}\n    if calls2 == 1:\n        assert {FALSE}",
-    "more_claims_in_the_run": f"global calls3\n    calls3 += 1\n    assert {TRUE}\n    if calls3 > 1:\n        assert model.read(probe, toy['test']).auroc() >= 0.7",
+    "more_claims_in_the_run": f"global calls3\n    calls3 += 1\n    assert {TRUE}\n    if calls3 > 1:\n        assert model.read(probe, toy['test']).rate() >= 0.2",
     "no_claims_in_the_run": f"global calls4\n    calls4 += 1\n    if calls4 == 1:\n        assert {TRUE}",
     "raises_in_the_run": f"global calls5\n    calls5 += 1\n    assert {TRUE}\n    if calls5 > 1:\n        raise KeyError('x')",
     "asserts_something_else_in_the_run": f"global calls6\n    calls6 += 1\n    assert {TRUE}\n    assert calls6 == 1",
@@ -72,13 +72,15 @@ def test_no_escape_passes(pytester, tiny_folder):
 
 @pytest.mark.parametrize("mark", ["skip", "xfail", "skipif(True, reason='x')"])
 def test_pytest_marks_do_not_hide_an_audit(pytester, tiny_folder, mark):
-    pytester.makepyfile(audit_toy="import pytest\n" + TOY + f"\n@pytest.mark.{mark}\n@mi.audit(about='instrument')\ndef audit_false(model):\n    assert {FALSE}\n")
+    pytester.makepyfile(
+        audit_toy="import pytest\n" + TOY + f"\n@pytest.mark.{mark}\n@mi.audit(about='instrument')\ndef audit_false(model):\n    assert {FALSE}\n"
+    )
     done = run(pytester, tiny_folder)
     assert done.result.ret in (1, 12)
     assert done.verdicts["audit_false"] != "PASS"
 
 
-def test_python_O_and_plain_asserts_are_refused(pytester, tiny_folder):
+def test_dropped_and_plain_asserts_are_refused(pytester, tiny_folder):
     pytester.makepyfile(audit_toy=TOY + f"\n@mi.audit(about='instrument')\ndef audit_false(model):\n    assert {FALSE}\n")
     plain = run(pytester, tiny_folder, "--assert=plain")
     assert plain.result.ret == 12
@@ -89,7 +91,9 @@ def test_python_O_and_plain_asserts_are_refused(pytester, tiny_folder):
 
 
 def test_an_audit_file_changed_after_planning_is_an_error(pytester, tiny_folder):
-    pytester.makepyfile(audit_toy=TOY + f"""
+    pytester.makepyfile(
+        audit_toy=TOY
+        + f"""
 @mi.audit(about="instrument")
 def audit_a(model):
     assert {TRUE}
@@ -104,7 +108,8 @@ type_of._seen = False
 @mi.audit(about="instrument")
 def audit_b(model):
     assert {TRUE}
-""")
+"""
+    )
     done = run(pytester, tiny_folder)
     assert done.verdicts == {"audit_a": "ERROR", "audit_b": "ERROR"}
     assert "changed after it was planned" in done.error("audit_b")
@@ -112,7 +117,11 @@ def audit_b(model):
 
 
 def test_a_generator_and_a_broken_file_are_errors(pytester, tiny_folder):
-    for source in (TOY + f"\n@mi.audit(about='instrument')\ndef audit_generator(model):\n    yield\n    assert {FALSE}\n", "import mi_audit as mi\nmi.suite('nowhere.jsonl')\n", "import mi_audit\n("):
+    for source in (
+        TOY + f"\n@mi.audit(about='instrument')\ndef audit_generator(model):\n    yield\n    assert {FALSE}\n",
+        "import mi_audit as mi\nmi.suite('nowhere.jsonl')\n",
+        "import mi_audit\n(",
+    ):
         pytester.makepyfile(audit_toy=source)
         assert run(pytester, tiny_folder).result.ret == 12
 

@@ -18,24 +18,32 @@ def test_pass_fail_and_inconclusive_each_have_an_exit_code_and_a_form_of_their_o
     assert passed.result.ret == 0
     assert passed.verdicts == {"audit_reads": "PASS"}
 
-    pytester.makepyfile(audit_toy=TOY + AUDITS + """
+    pytester.makepyfile(
+        audit_toy=TOY
+        + AUDITS
+        + """
 @mi.audit(about="instrument")
 def audit_undecided(model):
     assert model.read(probe, toy["test"]).rate() >= 0.48
-""")
+"""
+    )
     undecided = run(pytester, tiny_folder, "--junitxml=junit.xml")
     assert undecided.result.ret == 10
     undecided.result.stdout.fnmatch_lines(["*.I*", "*INCONCLUSIVE*", "*1 passed, 1 inconclusive*"])
     case = next(case for case in ET.parse(pytester.path / "junit.xml").iter("testcase") if case.get("name") == "audit_undecided")
     assert "INCONCLUSIVE" in case.find("skipped").get("message")
 
-    pytester.makepyfile(audit_toy=TOY + AUDITS + """
+    pytester.makepyfile(
+        audit_toy=TOY
+        + AUDITS
+        + """
 @mi.audit(about="instrument")
 def audit_fails(model):
     reading = model.read(probe, toy["test"])
     assert reading.auroc() <= 0.6
     assert reading.rate() <= 0.9
-""")
+"""
+    )
     failed = run(pytester, tiny_folder)
     assert failed.result.ret == 1
     failed.result.stdout.fnmatch_lines(["*FAIL: toy on toy*auroc() <= 0.6*", "*interval*", "*threshold*", "*worst*prompts*"])
@@ -54,8 +62,11 @@ def audit_model(model):
 def audit_reads(model):
     assert model.read(probe, toy["test"]).auroc() >= 0.8
 """
-    fit_on_yes = TOY.replace("threshold=mi.false_positive_rate(0.05, on=toy[\"calibration\"])", "threshold=1e9")
-    fit_on_yes = fit_on_yes.replace("if row[\"label\"] == \"no\"], name=\"quiet\")", "if row[\"label\"] == \"no\"], name=\"quiet\")\nquiet = mi.suite([{\"id\": f\"q{i}\", \"text\": f\"other {i} text.\"} for i in range(60)], name=\"quiet\")")
+    fit_on_yes = TOY.replace('threshold=mi.false_positive_rate(0.05, on=toy["calibration"])', "threshold=1e9")
+    fit_on_yes = fit_on_yes.replace(
+        'if row["label"] == "no"], name="quiet")',
+        'if row["label"] == "no"], name="quiet")\nquiet = mi.suite([{"id": f"q{i}", "text": f"other {i} text."} for i in range(60)], name="quiet")',
+    )
     silence = """
 @mi.audit(about="instrument")
 def audit_is_quiet(model):
@@ -76,23 +87,30 @@ def test_a_partial_run_can_not_gate(pytester, tiny_folder):
 
 
 def test_an_audit_with_other_fixtures_runs_unplanned_and_can_not_gate(pytester, tiny_folder):
-    pytester.makepyfile(audit_toy=TOY + """
+    pytester.makepyfile(
+        audit_toy=TOY
+        + """
 @mi.audit(about="instrument")
 def audit_unplanned(model, tmp_path):
     assert model.read(probe, toy["test"]).auroc() >= 0.8
-""")
+"""
+    )
     unplanned = run(pytester, tiny_folder)
     assert unplanned.verdicts == {"audit_unplanned": "INCONCLUSIVE"}
     assert unplanned.result.ret == 10
 
 
 def test_parametrised_audits_are_planned_one_by_one(pytester, tiny_folder):
-    pytester.makepyfile(audit_toy="import pytest\n" + TOY + """
+    pytester.makepyfile(
+        audit_toy="import pytest\n"
+        + TOY
+        + """
 @pytest.mark.parametrize("least", [0.6, 0.8])
 @mi.audit(about="instrument")
 def audit_reads(model, least):
     assert model.read(probe, toy["test"]).auroc() >= least
-""")
+"""
+    )
     both = run(pytester, tiny_folder)
     assert both.result.ret == 0
     assert [claim.threshold for claim in both.bundle.run.claims] == [0.6, 0.8]

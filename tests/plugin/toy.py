@@ -1,6 +1,6 @@
 """An audit file on a small random model. The label shows in the last character, so the probe reads it; `hidden` is a label that shows nowhere."""
 
-TOY = '''
+TOY = """
 import mi_audit as mi
 
 WORDS = ["amber", "birch", "cedar", "delta", "ember", "fjord", "grove", "heron", "islet", "jetty"]
@@ -13,4 +13,4 @@ hidden = mi.suite([dict(row, label=["yes", "no"][hash_ % 2]) for hash_, row in e
 quiet = mi.suite([dict(row, label=None) for row in rows if row["label"] == "no"], name="quiet")
 probe = mi.probe("toy", method="difference_of_means", at=mi.at("resid_post", depth=0.5), fit=toy["train"],
                  threshold=mi.false_positive_rate(0.05, on=toy["calibration"]))
-'''
+"""
