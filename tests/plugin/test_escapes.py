@@ -40,7 +40,7 @@ BODIES = {
     "whole_suite": "assert model.read(probe, toy).auroc() >= 0.6",
     "other_claim_in_the_run": "global calls\n    calls += 1\n    assert model.read(probe, toy['test']).auroc() >= (0.99 if calls == 1 else 0.6)",
     "fewer_claims_in_the_run": f"global calls2\n    calls2 += 1\n    assert {TRUE}\n    if calls2 == 1:\n        assert {FALSE}",
-    "more_claims_in_the_run": f"global calls3\n    calls3 += 1\n    assert {TRUE}\n    if calls3 > 1:\n        assert model.read(probe, toy['test']).rate() >= 0.2",
+    "more_claims_in_the_run": f"global calls3\n    calls3 += 1\n    assert {TRUE}\n    if calls3 > 1:\n        assert {FALSE}",
     "no_claims_in_the_run": f"global calls4\n    calls4 += 1\n    if calls4 == 1:\n        assert {TRUE}",
     "raises_in_the_run": f"global calls5\n    calls5 += 1\n    assert {TRUE}\n    if calls5 > 1:\n        raise KeyError('x')",
     "asserts_something_else_in_the_run": f"global calls6\n    calls6 += 1\n    assert {TRUE}\n    assert calls6 == 1",
