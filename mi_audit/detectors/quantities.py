@@ -58,6 +58,8 @@ def controls_of(spec: EstimateSpec, estimate: Estimate, reading: ReadingData, al
     nulls = tuple(Null(arm.name.removeprefix(NULL), null_statistics(spec, estimate, reading, arm), estimate.value, alpha, arm.name in decisive) for arm in arms)
     shuffled = next((null for null in nulls if null.name == SHUFFLED), None)
     selectivity = estimate.value - float(np.mean(shuffled.statistics)) if shuffled else None
+    if spec.quantity != "auroc":  # what sees no internals has scores of its own scale and no threshold: only ranks can be held against the detector's
+        return Controls(nulls, (), selectivity)
     baselines = tuple(found for arm in reading.of_kind(BASELINE) if (found := _baseline(reading, arm, alpha)) is not None)
     return Controls(nulls, baselines, selectivity)
 
@@ -84,7 +86,7 @@ def null_statistics(spec: EstimateSpec, estimate: Estimate, reading: ReadingData
 
 
 def _baseline(reading: ReadingData, arm: Arm, alpha: float) -> Baseline | None:
-    """A baseline's AUROC beside the detector's, whatever the quantity that is estimated; None where there are too few groups to compare the two."""
+    """A baseline's AUROC beside the detector's; None where there are too few groups to compare the two."""
     labels, groups, (scores,) = _given(reading.labels, "labels"), reading.groups, arm.values
     try:
         alone = auroc(scores, labels, groups, alpha=alpha)

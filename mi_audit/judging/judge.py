@@ -90,7 +90,7 @@ class Judge:
         spec = claim.estimate.spec
         assert isinstance(spec, EstimateSpec)
         reason = self._doubt_of(spec.reading.detector, finished=finished)
-        return claim.capped(reason) if reason else claim
+        return claim.capped(reason) if reason and reason not in claim.reasons else claim
 
     def _doubt_of(self, detector: DetectorSpec, *, finished: bool) -> str | None:
         """Why the detector can't testify about the model, or None."""
