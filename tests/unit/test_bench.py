@@ -231,10 +231,10 @@ def test_a_saved_probe_serves_as_a_direction(model, tmp_path):
     reading = one.read(spec)
     assert (reading.values == one.read(ReadSpec(answers(), ANSWERS["test"])).values).all()
     assert reading.threshold == fitted.threshold
-    assert [arm.name for arm in reading.arms] == ["detector", "null: random directions", "baseline: length"]
+    assert [arm.name for arm in reading.arms] == ["detector", "null: shuffled labels", "null: random directions", "baseline: length"]
+    assert (reading.arms[1].values == reading.values).all()
     controls = one.estimate(EstimateSpec(spec, "auroc")).controls
-    assert controls.selectivity is None
-    assert [null.name for null in controls.nulls] == ["random directions"]
+    assert [(null.name, null.decides) for null in controls.nulls] == [("shuffled labels", True), ("random directions", False)]
 
 
 def test_a_direction_that_does_not_fit_is_refused(model, tmp_path):
