@@ -4,6 +4,7 @@ pytest loads it in every run of every project, so it imports nothing heavy, and 
 """
 
 from collections.abc import Generator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def model(pytestconfig: pytest.Config) -> "Auditor":
     """The model under audit: `model.read(detector, suite)` gives readings to claim something of."""
-    return pytestconfig.stash[_run].session.open_model()
+    capture = pytestconfig.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled() if capture is not None else nullcontext():  # progress is for the person who waits, not for the log
+        return pytestconfig.stash[_run].session.open_model()
 
 
 @pytest.hookimpl(tryfirst=True)
