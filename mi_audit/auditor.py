@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from mi_audit.errors import PlanError
 from mi_audit.plan.detectors import DetectorSpec, DirectionSpec, ProbeSpec
-from mi_audit.plan.leaks import leak_in, leak_inside
+from mi_audit.plan.leaks import leak_in, leak_inside, repeat_in, turned_round
 from mi_audit.plan.measurements import ReadSpec
 from mi_audit.plan.reading import Evaluate, Reading
 from mi_audit.suites.suite import Suite
@@ -39,11 +39,13 @@ class Auditor:
 
         Args:
             detector: from `mi.probe` or `mi.direction`.
-            suite: from `mi.suite`; it may share no prompt and no group with what the detector was fitted or calibrated on.
+            suite: from `mi.suite`; it may share no prompt with what the detector was fitted or calibrated on, and no group with it
+                where both were cut from one suite; groups of separately loaded suites are not compared, since the same name may mean different things.
             controls: whether nulls and baselines are computed; without them a claim that the detector tells classes apart is at best inconclusive.
 
         Raises:
-            PlanError: an argument is of the wrong kind, the suite is empty, or it shares prompts or groups with what the detector has seen.
+            PlanError: an argument is of the wrong kind, the suite is empty, repeats a prompt across groups, turns the positive class round, or shares prompts
+                or groups with what the detector has seen.
         """
         if not isinstance(detector, ProbeSpec | DirectionSpec):
             raise PlanError(f"model.read({detector!r}, …): the first argument is a detector made with mi.probe(…) or mi.direction(…)")
@@ -52,9 +54,9 @@ class Auditor:
         if len(suite) == 0:
             raise PlanError(f"model.read({detector.name}, {suite.name}): the suite is empty; nothing is shown by no prompts")
         spec = ReadSpec(detector, suite, controls)
-        leak = leak_inside(detector) or leak_in(spec)
-        if leak:
-            raise PlanError(leak)
+        flaw = leak_inside(detector) or leak_in(spec) or repeat_in(suite) or turned_round(spec)
+        if flaw:
+            raise PlanError(flaw)
         return Reading(spec, self._evaluate)
 
     def __repr__(self) -> str:

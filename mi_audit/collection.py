@@ -3,6 +3,7 @@
 import ast
 import hashlib
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -53,11 +54,36 @@ class AuditModule(pytest.Module):
             raise self.CollectError(f"{self.path.name}:{error.lineno}: {error.msg}") from error
         # Compiled here rather than imported, so that neither a module already imported nor a .pyc of the same second can stand in for the digested bytes.
         rewrite_asserts(tree, source, str(self.path), self.config)
+        self._refuse_what_would_vanish(tree)
         module = ModuleType(f"{self.path.stem}_{hashlib.sha256(str(self.path).encode()).hexdigest()[:8]}")
         module.__file__ = str(self.path)
         sys.modules[module.__name__] = module
         exec(compile(tree, str(self.path), "exec", dont_inherit=True), module.__dict__)  # noqa: S102 — the audit file is the user's program
         return module
+
+    def _refuse_what_would_vanish(self, tree: ast.Module) -> None:
+        """An audit that is silently not run is worse than an error."""
+        seen: dict[str, int] = {}
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef) and node.name in seen:
+                raise self.CollectError(f"{self.path.name}:{node.lineno}: {node.name} is defined in line {seen[node.name]} too, which is lost; rename one")
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                seen[node.name] = node.lineno
+            if isinstance(node, ast.ClassDef) and any(_takes_model(method) for method in node.body):
+                raise self.CollectError(f"{self.path.name}:{node.lineno}: audits are functions; move those of the class {node.name} to the module")
+            if _takes_model(node) and isinstance(node, ast.FunctionDef) and node.name.startswith("test"):
+                raise self.CollectError(
+                    f"{self.path.name}:{node.lineno}: {node.name} takes `model` but is no audit; name it audit_{node.name.removeprefix('test_')}"
+                )
+        if any(isinstance(node, ast.Name) and node.id == "__test__" for node in ast.walk(tree)):
+            raise self.CollectError(f"{self.path.name}: __test__ hides audits from pytest; remove it")
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        """The audits. A file that has none is an error."""
+        audits = list(super().collect())
+        if not audits:
+            raise self.CollectError(f"{self.path.name}: imports mi_audit but holds no audit; write def audit_…(model):")
+        return audits
 
     def istestfunction(self, obj: object, name: str) -> bool:
         """Audits are functions by name or by decorator; fixtures are not."""
@@ -66,6 +92,10 @@ class AuditModule(pytest.Module):
     def istestclass(self, obj: object, name: str) -> bool:
         """Audits are functions; classes are never collected."""
         return False
+
+
+def _takes_model(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and any(argument.arg == "model" for argument in [*node.args.args, *node.args.kwonlyargs])
 
 
 def _refuse_dropped_asserts(config: pytest.Config) -> None:

@@ -9,6 +9,9 @@ from mi_audit.errors import PlanError
 
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
 FORMATS: Final = ("html", "none")
+DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+USUAL_ALPHA: Final = 0.1
+"""A level above it is for trying things out: such a run is PARTIAL."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,8 @@ class Settings:
         Raises:
             PlanError: a value is out of range; the message names the option.
         """
+        if values["dtype"] not in DTYPES:
+            raise PlanError(f"--audit-dtype {values['dtype']}: known are {', '.join(DTYPES)}")
         if values["format"] not in FORMATS:
             raise PlanError(f"--audit-format {values['format']}: known formats are {', '.join(FORMATS)}")
         return cls(

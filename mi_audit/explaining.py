@@ -57,6 +57,8 @@ def closing_lines(results: Sequence[AuditResult], run: "Session") -> list[tuple[
                 because = f": {'; '.join(claim.reasons)}" if claim.reasons else ""
                 lines.append((colour, f"    {claim.verdict}  {claim.estimate.of}: {claim.text}, {claim.estimate}{because}"))
     verdict = Verdict.worst([result.verdict for result in results])
+    model = f"{run.model.ref} (root {run.model.identity.root[:12]})" if run.model is not None else f"{run.settings.model}, which was not loaded"
+    lines.append(("", f"model: {model}"))
     lines.append((_COLOURS[verdict], f"verdict: {verdict}"))
     if run.partial:
         lines.append(("yellow", f"PARTIAL, this run can't gate: {'; '.join(run.partial)}"))

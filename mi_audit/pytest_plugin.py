@@ -5,6 +5,7 @@ pytest loads it in every run of every project, so it imports nothing heavy, and 
 
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,6 +78,7 @@ class AuditRun:
         self._config = config
         self._session: Session | None = None
         self._broken: list[str] = []
+        self._collected = 0
         self._deselected = 0
         self._closing: list[tuple[str, str]] = []
 
@@ -96,7 +98,16 @@ class AuditRun:
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Note audit files that could not be collected: nothing can be said of them."""
-        if report.failed and Path(report.nodeid).name.startswith("audit_"):
+        if not report.passed and Path(report.nodeid).name.startswith("audit_"):
+            self._broken.append(report.nodeid)
+
+    def pytest_itemcollected(self, item: pytest.Item) -> None:
+        """Count audits, so that one that is dropped later is missed."""
+        self._collected += _is_audit(item)
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Under pytest-xdist audits are refused in the workers; note it here, where the exit code is set."""
+        if self._session is None and report.failed and Path(report.nodeid.split("::")[0]).name.startswith("audit_"):
             self._broken.append(report.nodeid)
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
@@ -121,14 +132,18 @@ class AuditRun:
         audits = [item for item in session.items if isinstance(item, pytest.Function) and _is_audit(item)]
         if not audits or (self._config.option.collectonly and not self._config.option.audit_plan):
             return
-        if hasattr(self._config, "workerinput"):
-            raise pytest.UsageError("audits don't run under pytest-xdist: run them without -n")
         for item in audits:
             item.stash[_planned] = _plan(item)
+            if hasattr(self._config, "workerinput"):
+                item.stash[_planned] = replace(item.stash[_planned], faults=("audits don't run under pytest-xdist yet: run them without -n",))
         plan = self.session.fix_plan([item.stash[_planned] for item in audits])
         for item, planned in zip(audits, plan.audits, strict=True):
             item.stash[_planned] = planned
         self.session.partial.extend(_partial_reasons(self._config, self._deselected))
+        dropped = self._collected - self._deselected - len(audits)
+        if dropped > 0:
+            self.session.partial.append(f"{dropped} collected audits were dropped before the run")
+        self.session.partial.extend(f"{path} could not be collected" for path in self._broken)
 
     def pytest_report_collectionfinish(self) -> list[str]:
         """Print the plan at the start of every run."""
@@ -142,11 +157,14 @@ class AuditRun:
         """With --audit-plan nothing runs."""
         return True if self._config.option.audit_plan else None
 
+    @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """An audit that can't be planned is an error before the model loads."""
         planned = item.stash.get(_planned, None)
         if planned is not None and planned.faults:
             raise AuditError("\n".join(planned.faults))
+        if planned is None and isinstance(item, pytest.Function) and _uses_our_model(item):
+            raise AuditError("`model` serves audits only, whose claims are planned and judged: move this to a file audit_*.py that imports mi_audit")
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_pyfunc_call(self, pyfuncitem: pytest.Function) -> bool | None:
@@ -188,7 +206,7 @@ class AuditRun:
             report.longrepr = (planned.file.name, item.location[1] or 0, f"INCONCLUSIVE: {call.excinfo.value}")
         elif isinstance(call.excinfo.value, AuditFailedError | MiAuditError):
             report.longrepr = f"{call.excinfo.typename}: {call.excinfo.value}"
-        if report.when == "setup" and report.failed:
+        if report.failed and (report.when == "setup" or (report.when == "teardown" and not isinstance(call.excinfo.value, AuditError))):
             self.session.judge.fail_to_run(planned, str(call.excinfo.value))
             item.user_properties.append(("mi_audit_verdict", "ERROR"))
         return report
@@ -221,15 +239,19 @@ class AuditRun:
         """Write the evidence and set the exit code."""
         if hasattr(self._config, "workerinput"):
             return
-        run = self._session
-        if run is not None and run.plan is not None and not self._config.option.audit_plan and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        run, claim_failed = self._session, False
+        completed = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+        if run is not None and run.plan is not None and not self._config.option.audit_plan and completed:
             from mi_audit.explaining import closing_lines
             from mi_audit.recording import record
             from mi_audit.session import exit_code
 
             results = run.results()
-            others_failed = session.testsfailed > sum(1 for result in results if result.verdict in ("FAIL", "ERROR"))
+            claim_failed = any(result.verdict == "FAIL" for result in results)
+            others_failed = session.testsfailed > sum(1 for result in results if result.verdict in ("FAIL", "ERROR")) + len(self._broken)
             code = exit_code(results, run.partial)
+            if self._broken and not claim_failed:
+                code = NOT_RUN
             self._closing = closing_lines(results, run)
             try:
                 written = record(run, results, code)
@@ -238,11 +260,16 @@ class AuditRun:
                 self._closing.append(("red", f"EVIDENCE NOT WRITTEN: {error}"))
             else:
                 self._closing.extend(("", line) for line in written)
-            session.exitstatus = code if code or not others_failed else pytest.ExitCode.TESTS_FAILED
-        elif run is not None and run.plan is not None and exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED if others_failed and code in (0, 10, 13) else code
+        elif run is not None and run.plan is not None and self._config.option.audit_plan:
             session.exitstatus = NOT_RUN if any(audit.faults for audit in run.plan.audits) else pytest.ExitCode.OK
-        if self._broken and session.exitstatus not in (1, EVIDENCE_FAILED):
+        if (self._broken or self._was_emptied()) and not claim_failed and session.exitstatus != EVIDENCE_FAILED:
             session.exitstatus = NOT_RUN
+
+    def _was_emptied(self) -> bool:
+        """Whether audits were collected and none of them planned, though nobody deselected them."""
+        planned = self._session is not None and self._session.plan is not None
+        return self._collected > self._deselected and not planned and not self._config.option.collectonly
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Verdicts, and where the evidence is."""
@@ -281,14 +308,14 @@ def _plan(item: pytest.Function) -> "PlannedAudit":
     module = item.getparent(AuditModule)
     assert module is not None
     parameters = dict(item.callspec.params) if hasattr(item, "callspec") else {}
-    definitions = item._fixtureinfo.name2fixturedefs.get("model", ())
     asked = [*item._fixtureinfo.argnames, *(name for mark in item.iter_markers("usefixtures") for name in mark.args)]
     foreign = [name for name in asked if name != "model" and name not in parameters]
-    if definitions and getattr(definitions[-1].func, "__module__", None) != __name__:
+    if "model" in item._fixtureinfo.argnames and not _uses_our_model(item):
         foreign.append("model (overridden by the project)")
     return plan_audit(
         item.function,
         file=item.path,
+        root=item.config.rootpath,
         source_digest=module.source_digest,
         item_name=item.name,
         parameters={name: value for name, value in parameters.items() if name in item._fixtureinfo.argnames},
@@ -296,6 +323,11 @@ def _plan(item: pytest.Function) -> "PlannedAudit":
         foreign_fixtures=tuple(foreign),
         stand_in=Auditor,
     )
+
+
+def _uses_our_model(item: pytest.Function) -> bool:
+    definitions = item._fixtureinfo.name2fixturedefs.get("model", ())
+    return bool(definitions) and getattr(definitions[-1].func, "__module__", None) == __name__
 
 
 def _partial_reasons(config: pytest.Config, deselected: int) -> list[str]:

@@ -97,7 +97,7 @@ def _estimates_used(results: Sequence[AuditResult]) -> list[EstimateSpec]:
 def _model(model: "LoadedModel") -> r.ModelRecord:
     identity, check = model.identity, model.self_check
     return r.ModelRecord(
-        ref=_scrubbed(identity.ref),
+        ref=identity.ref if identity.source in ("shipped", "hub") else Path(identity.ref).name,
         root=identity.root,
         architecture=identity.architecture,
         parameters=identity.parameters,
@@ -190,7 +190,7 @@ def _audit(result: AuditResult) -> r.AuditRecord:
     audit = result.audit
     return r.AuditRecord(
         id=audit.id,
-        file=f"{audit.file.parent.name}/{audit.file.name}",
+        file=audit.id.split("::")[0],
         function=audit.function,
         title=audit.title,
         doc=audit.doc,
@@ -278,4 +278,4 @@ def _iso(moment: datetime) -> str:
 
 def _scrubbed(text: str) -> str:
     """The text without absolute paths, which name people and machines: of each only the last part stays."""
-    return re.sub(r"(?<![\w.])(?:~|[A-Za-z]:)?[/\\](?:[^\s'\"/\\]+[/\\])+([^\s'\"/\\]*)", r"…/\1", text.replace(str(Path.home()), "~"))
+    return re.sub(r"(?<![\w.])(?:~|[A-Za-z]:|\.{1,2})?[/\\](?:[^\s'\"/\\]+[/\\])+([^\s'\"/\\]*)", r"…/\1", text.replace(str(Path.home()), "~"))

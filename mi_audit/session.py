@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mi_audit.auditor import Auditor
-from mi_audit.config import Settings
+from mi_audit.config import USUAL_ALPHA, Settings
 from mi_audit.errors import MiAuditError, PlanError
 from mi_audit.judging.judge import Judge
 from mi_audit.judging.results import AuditResult
@@ -44,6 +44,8 @@ class Session:
         self.plan = Plan(tuple(_refuse_ambiguous(audits)), self.settings.alpha, self.settings.seed, self.settings.limit)
         if self.settings.limit is not None:
             self.partial.append(f"--audit-limit {self.settings.limit}")
+        if self.settings.alpha > USUAL_ALPHA:
+            self.partial.append(f"--audit-alpha {self.settings.alpha:g} is above {USUAL_ALPHA:g}")
         self.partial.extend(f"{audit.id} is unplanned: {audit.unplanned}" for audit in self.plan.audits if audit.unplanned)
         self._judge = Judge(self.plan, self._evaluate)
         return self.plan

@@ -1,9 +1,11 @@
 """The command `mi-audit`: everything around a run. The run itself is `pytest`."""
 
 import sys
+from typing import Annotated
 
 import typer
 
+from mi_audit import __version__
 from mi_audit.cli import demo, doctor, models, plan, report, size, suites
 from mi_audit.errors import MiAuditError
 
@@ -20,6 +22,13 @@ app.command("size")(size.size)
 app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
 app.add_typer(suites.app, name="suites")
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
+    if version:
+        typer.echo(f"mi-audit {__version__}")
+        raise typer.Exit
 
 
 def main() -> None:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from mi_audit.errors import EvidenceError
+
 
 def report(
     directory: Annotated[Path, typer.Argument(help="a run's evidence")],
@@ -19,5 +21,8 @@ def report(
         path = store.write_report(directory, html)
     else:
         path = out
-        out.write_text(html, encoding="utf-8", newline="\n")
+        try:
+            out.write_text(html, encoding="utf-8", newline="\n")
+        except OSError as error:
+            raise EvidenceError(f"{out} can't be written: {error.strerror}; choose another place") from error
     typer.echo(str(path))

@@ -81,7 +81,7 @@ def _claim(claim: ClaimRecord, run: RunRecord) -> Iterator[str]:
         yield f"claim {claim.id} is PASS without an estimate and its interval"
     elif not _holds(claim.op, claim.low, claim.high, claim.threshold):
         yield f"claim {claim.id} is PASS, but its interval [{claim.low:g}, {claim.high:g}] is not all {claim.op} {claim.threshold:g}"
-    if not all(null.passed for null in claim.nulls if null.decides):
+    if claim.op in (">=", ">") and not all(null.passed for null in claim.nulls if null.decides):
         yield f"claim {claim.id} is PASS without beating its nulls"
     if claim.quantity in DISCRIMINATING and claim.op in (">=", ">") and not any(null.decides for null in claim.nulls):
         yield f"claim {claim.id} is PASS without a null: nothing shows that its labels matter"
@@ -107,6 +107,15 @@ def _instruments(run: RunRecord) -> Iterator[str]:
     for claim in run.claims:
         if claim.about == "model" and claim.verdict is Verdict.PASS and Verdict.worst(shown.get(claim.detector_digest, [])) is not Verdict.PASS:
             yield f"claim {claim.id} about the model is PASS, but its instrument {claim.detector!r} did not pass every claim about itself in this run"
+    for claim in run.claims:
+        if claim.about == "model" and claim.verdict is Verdict.PASS and claim.detector_digest not in _read_by(run):
+            yield f"claim {claim.id} about the model is PASS, but nothing shows that its instrument {claim.detector!r} tells its classes apart"
+
+
+def _read_by(run: RunRecord) -> set[str]:
+    """Digests of the detectors that a passed claim shows to tell classes apart; silence shows nothing."""
+    telling = (claim for claim in run.claims if claim.about == "instrument" and claim.quantity in DISCRIMINATING and claim.op in (">=", ">"))
+    return {claim.detector_digest for claim in telling if claim.verdict is Verdict.PASS}
 
 
 def _audit(audit: AuditRecord, claims: dict[str, ClaimRecord]) -> Iterator[str]:

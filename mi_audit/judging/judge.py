@@ -5,12 +5,12 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import cast
 
-from mi_audit.errors import InconclusiveError, MiAuditError
+from mi_audit.errors import InconclusiveError
 from mi_audit.judging.results import AuditResult, DecidedClaim
 from mi_audit.plan.detectors import DetectorSpec
 from mi_audit.plan.digest import sha256_of_file
 from mi_audit.plan.measurements import ClaimSpec, EstimateSpec, Op
-from mi_audit.plan.plan import Plan, PlannedAudit, shows_that_it_reads
+from mi_audit.plan.plan import Plan, PlannedAudit, missing_instrument
 from mi_audit.plan.reading import Evaluate
 from mi_audit.plan.tracing import TracedClaim
 from mi_audit.stats.claim import Claim, claims_heard_by, decide
@@ -77,7 +77,7 @@ class Judge:
                 raised = exception
         try:
             decided = tuple(DecidedClaim(claim, self._decide(planned, claim.spec)) for claim in planned.claims) if not planned.unplanned else _as_heard(heard)
-        except MiAuditError as exception:
+        except Exception as exception:  # noqa: BLE001 — whatever keeps the tool from measuring is an error of the audit, never a verdict on the model
             return AuditResult(planned, error=f"{type(exception).__name__}: {exception}"), raised or exception
         error = _changed(planned.file, planned.source_digest) or _departure(planned, heard, raised)
         return AuditResult(planned, decided, error), raised
@@ -89,14 +89,15 @@ class Judge:
     def _held_to_instruments(self, claim: Claim, *, finished: bool = False) -> Claim:
         spec = claim.estimate.spec
         assert isinstance(spec, EstimateSpec)
-        reason = self._doubt_of(spec.reading.detector, finished=finished)
+        reason = self._doubt_of(_spec_of(claim), spec.reading.detector, finished=finished)
         return claim.capped(reason) if reason and reason not in claim.reasons else claim
 
-    def _doubt_of(self, detector: DetectorSpec, *, finished: bool) -> str | None:
-        """Why the detector can't testify about the model, or None."""
+    def _doubt_of(self, claim: ClaimSpec, detector: DetectorSpec, *, finished: bool) -> str | None:
+        """Why the detector can't testify to this claim about the model, or None."""
         instruments = self._plan.instruments_of(detector)
-        if not any(shows_that_it_reads(claim) for _, claim in instruments):
-            return f"no audit about the instrument in this run shows that {detector.name} tells its classes apart, so its reading says nothing of the model"
+        missing = missing_instrument(claim, (spec for _, spec in instruments))
+        if missing:
+            return missing
         for audit, spec in instruments:
             result = self._results.get(audit.id)
             if (result is None and finished) or (result is not None and result.error is not None):

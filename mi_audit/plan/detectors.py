@@ -134,9 +134,19 @@ def describe_suite(suite: Suite) -> dict[str, Json]:
 
 
 def negatives_of(suite: Suite) -> tuple[Prompt, ...]:
-    """The prompts on which a detector should stay quiet: those not of the positive class, or all where the suite names no positive class."""
-    if suite.positive is None and not isinstance(suite.prompts[0].label, bool):
+    """The prompts on which a detector should stay quiet: those not of the positive class.
+
+    All of them, where the suite has one label, or none, and names no positive class.
+
+    Raises:
+        PlanError: the suite holds several labels and does not say which is positive.
+    """
+    labels = {prompt.label for prompt in suite}
+    if suite.positive is None and len(labels) == 1 and not isinstance(next(iter(labels)), bool):
         return suite.prompts
+    if not suite.has_labels:
+        shown = ", ".join(sorted(str(label) for label in labels)[:5])
+        raise PlanError(f"{suite.name} has the labels {shown}: which are negatives? Give mi.suite(…, positive=…), or a suite of negatives alone")
     return tuple(prompt for prompt, positive in zip(suite.prompts, suite.labels(), strict=True) if not positive)
 
 

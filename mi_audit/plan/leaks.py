@@ -2,6 +2,7 @@
 
 from mi_audit.plan.detectors import DetectorSpec, FalsePositiveRate, ProbeSpec
 from mi_audit.plan.measurements import ReadSpec
+from mi_audit.suites.prompt import Prompt
 from mi_audit.suites.suite import Suite
 
 
@@ -14,6 +15,26 @@ def leak_in(reading: ReadSpec) -> str | None:
                 f"{reading.detector.name} is tested on {reading.suite.name}, but {shared} in {seen.name}, which {use}; test on other groups, e.g. another split"
             )
     return None
+
+
+def repeat_in(suite: Suite) -> str | None:
+    """Two prompts of one content in different groups, in words; counted apart they would make n larger than it is."""
+    first: dict[str, Prompt] = {}
+    for prompt in suite:
+        other = first.setdefault(prompt.digest, prompt)
+        if other.group != prompt.group:
+            return f"the prompts {other.id!r} and {prompt.id!r} of {suite.name} have the same content and different groups; give them one group, or remove one"
+    return None
+
+
+def turned_round(reading: ReadSpec) -> str | None:
+    """A probe read on a suite whose positive class is the probe's negative one, in words: every claim would mean its opposite."""
+    if not isinstance(reading.detector, ProbeSpec):
+        return None
+    fitted, tested = reading.detector.fit.positive, reading.suite.positive
+    if fitted is None or tested is None or fitted == tested or fitted not in {prompt.label for prompt in reading.suite}:
+        return None
+    return f"{reading.detector.name} is fitted with {fitted!r} as positive, but {reading.suite.name} calls {tested!r} so; use the same positive= for both"
 
 
 def leak_inside(detector: DetectorSpec) -> str | None:
@@ -47,4 +68,10 @@ def _shared(seen: Suite, tested: Suite) -> str | None:
 
 def _one_source(one: Suite, other: Suite) -> bool:
     """Whether both were cut from suites with prompts in common, so that a group's name means the same in both."""
-    return not {prompt.digest for prompt in one.origin or one}.isdisjoint(prompt.digest for prompt in other.origin or other)
+    return not {prompt.digest for prompt in _root(one)}.isdisjoint(prompt.digest for prompt in _root(other))
+
+
+def _root(suite: Suite) -> Suite:
+    while suite.origin is not None:
+        suite = suite.origin
+    return suite

@@ -1,16 +1,15 @@
 """The plan of a run: every audit, every claim with its literal threshold, and what passes through the model for them, digested before the run."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from mi_audit.plan.audit import AuditMark
-from mi_audit.plan.detectors import DetectorSpec
+from mi_audit.plan.detectors import DetectorSpec, FalsePositiveRate, ProbeSpec, negatives_of
 from mi_audit.plan.digest import Json, digest_of
-from mi_audit.plan.measurements import DISCRIMINATES, ClaimSpec, ReadSpec
+from mi_audit.plan.measurements import DISCRIMINATES, NEEDS_THRESHOLD, ClaimSpec, ReadSpec
 from mi_audit.plan.tracing import TracedClaim
-from mi_audit.suites.suite import Suite
 
 
 @dataclass(frozen=True)
@@ -74,21 +73,36 @@ class Plan:
         return tuple(dict.fromkeys(reading.detector for reading in self.readings))
 
     @property
-    def suites(self) -> tuple[Suite, ...]:
-        """Every suite that passes through the model, once each: those that fit and calibrate first."""
-        first = [suite for detector in self.detectors for suite in detector.suites]
-        return tuple(dict.fromkeys([*first, *(reading.suite for reading in self.readings)]))
-
-    @property
     def forward_prompts(self) -> int:
         """How many distinct prompts pass through the model; each passes once, whatever the number of detectors."""
-        return len({prompt.digest for suite in self.suites for prompt in suite})
+        learning = [detector.fit.prompts for detector in self.detectors if isinstance(detector, ProbeSpec)]
+        rules = [detector.threshold for detector in self.detectors]
+        calibrating = [negatives_of(rule.on) for rule in rules if isinstance(rule, FalsePositiveRate)]
+        read = [reading.suite.prompts for reading in self.readings]
+        return len({prompt.digest for prompts in (*learning, *calibrating, *read) for prompt in prompts})
 
     def instruments_of(self, detector: DetectorSpec) -> tuple[tuple[PlannedAudit, ClaimSpec], ...]:
         """The claims about the instrument that speak of this detector."""
         return tuple((audit, claim) for audit, claim in self.claims if audit.mark.about == "instrument" and claim.estimate.reading.detector == detector)
 
 
-def shows_that_it_reads(claim: ClaimSpec) -> bool:
-    """Whether a claim, once it passed, shows that its detector tells the classes apart; a claim of silence does not."""
-    return claim.estimate.quantity in DISCRIMINATES and claim.op in (">", ">=")
+def missing_instrument(claim: ClaimSpec, instruments: Iterable[ClaimSpec]) -> str | None:
+    """What no claim about the instrument shows, even if all pass, for a claim about the model to rest on them; None if nothing is missing.
+
+    The detector must tell the classes apart at all, which its silence never shows. A claim that it stays under its threshold needs the
+    threshold to be one that it exceeds where it should, and a claim that it exceeds it one that it stays under where it should: an AUROC knows of no
+    threshold.
+    """
+    shown = {(one.estimate.quantity, one.op[0]) for one in instruments}
+    name = claim.estimate.reading.detector.name
+    if not any((quantity, ">") in shown for quantity in DISCRIMINATES):
+        return f"no claim about the instrument in this run shows that {name} tells its classes apart, so its reading says nothing of the model"
+    if claim.estimate.quantity not in NEEDS_THRESHOLD or ("accuracy", ">") in shown:
+        return None
+    if claim.op[0] == "<" and ("recall", ">") not in shown:
+        return (
+            f"no claim about the instrument in this run shows that {name} ever exceeds its threshold (recall() >= …), so its silence says nothing of the model"
+        )
+    if claim.op[0] == ">" and ("rate", "<") not in shown:
+        return f"no claim about the instrument in this run shows that {name} stays quiet elsewhere (rate() <= …), so its firing says nothing of the model"
+    return None

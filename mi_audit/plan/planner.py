@@ -11,15 +11,17 @@ from mi_audit.plan.reading import Evaluate
 from mi_audit.plan.tracing import trace_body
 
 
-def audit_id(file: Path, item_name: str) -> str:
-    """An audit's name that is the same on every machine: its folder, its file, its function with the parameters' ids."""
-    return f"{file.parent.name}/{file.name}::{item_name}"
+def audit_id(file: Path, root: Path, item_name: str) -> str:
+    """An audit's name that is the same on every machine: its file relative to the run's root folder, its function with the parameters' ids."""
+    place = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+    return f"{place}::{item_name}"
 
 
 def plan_audit(
     function: Callable[..., object],
     *,
     file: Path,
+    root: Path,
     source_digest: str,
     item_name: str,
     parameters: dict[str, Any],
@@ -32,6 +34,7 @@ def plan_audit(
     Args:
         function: the audit's function.
         file: the file it stands in.
+        root: the run's root folder, which ids are relative to.
         source_digest: SHA-256 of the bytes of that file that were run.
         item_name: the function's name with its parameters' ids, e.g. `audit_reads[0.9]`.
         parameters: parametrised values by argument name.
@@ -40,7 +43,7 @@ def plan_audit(
         stand_in: builds what `model` is while planning, from the trace's `evaluate`.
     """
     base = PlannedAudit(
-        id=audit_id(file, item_name),
+        id=audit_id(file, root, item_name),
         file=file,
         function=getattr(function, "__name__", item_name),
         source_digest=source_digest,

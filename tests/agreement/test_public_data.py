@@ -45,7 +45,7 @@ def independent_auroc(model, train: mi.Suite, test: mi.Suite, layer: int) -> flo
 def test_truth_of_statements_about_cities(auditor, default_model):
     """Marks & Tegmark's cities, half of the countries for fitting. The same detector inverts on the negated statements, and its claim fails there."""
     columns = {"text": "statement", "group": "country", "label": "label"}
-    cities = mi.suite(DATA / "truth/got_cities.csv", columns=columns, fractions=(0.5, 0.0, 0.5))
+    cities = mi.suite(DATA / "truth/got_cities.csv", columns=columns, fractions=(0.5, 0.0, 0.5), split_seed=1)
     negated = mi.suite(DATA / "truth/got_neg_cities.csv", columns=columns)
     at = mi.at("resid_post", depth=0.6)
     truth = mi.probe("truth", method="difference_of_means", at=at, fit=cities["train"])
@@ -62,11 +62,9 @@ def test_truth_of_statements_about_cities(auditor, default_model):
 def test_harmful_requests(auditor):
     """Harmful against harmless instructions as chat requests, last token of the generation prompt, with the baselines that see no internals beside it."""
     columns = {"text": "instruction"}
-    harmful = mi.suite(DATA / "unsafe/harmful_train.json", columns=columns, chat=True, label="harmful")
-    harmless = mi.suite(DATA / "unsafe/harmless_val.json", columns=columns, chat=True, label="harmless").sample(600, seed=0)
-    both = mi.concat(
-        mi.suite(list(harmful), name="harmful", positive="harmful"), mi.suite(list(harmless), name="harmless", positive="harmful"), name="requests"
-    )
+    harmful = mi.suite(DATA / "unsafe/harmful_train.json", columns=columns, chat=True, label=True)
+    harmless = mi.suite(DATA / "unsafe/harmless_val.json", columns=columns, chat=True, label=False).sample(600, seed=0)
+    both = mi.concat(harmful, mi.suite(list(harmless), name="harmless"), name="requests")
     probe = mi.probe("harmful", method="difference_of_means", at=mi.at("resid_post", depth=0.5), fit=both["train"])
     estimate = auditor.read(probe, both["test"]).auroc()
     assert estimate.value >= 0.95

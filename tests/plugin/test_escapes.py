@@ -138,3 +138,68 @@ def test_a_model_that_can_not_be_loaded_is_no_verdict_on_it(pytester, tmp_path):
     assert done.result.ret == 12
     assert done.verdicts == {"audit_true": "ERROR"}
     done.result.assert_outcomes(errors=1)
+
+
+def audit(claim: str = TRUE, name: str = "audit_one") -> str:
+    return f"\n@mi.audit(about='instrument')\ndef {name}(model):\n    assert {claim}\n"
+
+
+@pytest.mark.parametrize(
+    "vanishing",
+    [
+        audit(FALSE) + audit(),
+        audit() + f"\nclass AuditMore:\n    def audit_two(self, model):\n        assert {FALSE}\n",
+        audit() + f"\ndef test_two(model):\n    assert {FALSE}\n",
+        audit() + "\naudit_one.__test__ = False\n__test__ = False\n",
+        "import pytest\npytest.importorskip('no_such_module')\n" + audit(),
+        "",
+    ],
+)
+def test_no_audit_vanishes(pytester, tiny_folder, vanishing):
+    pytester.makepyfile(audit_toy=TOY + vanishing, audit_other=TOY + audit())
+    for option in ((), ("--continue-on-collection-errors",)):
+        assert run(pytester, tiny_folder, *option).result.ret == 12
+
+
+def test_a_conftest_that_drops_audits_leaves_no_pass(pytester, tiny_folder):
+    pytester.makepyfile(audit_toy=TOY + audit() + audit(FALSE, "audit_two"))
+    pytester.makeconftest("def pytest_collection_modifyitems(items):\n    items[:] = [item for item in items if 'two' not in item.name]\n")
+    assert run(pytester, tiny_folder).result.ret == 13
+    pytester.makeconftest("import pytest\n@pytest.hookimpl(tryfirst=True)\ndef pytest_collection_finish(session):\n    session.items.clear()\n")
+    assert run(pytester, tiny_folder).result.ret == 12
+
+
+def test_the_model_fixture_serves_audits_only(pytester, tiny_folder):
+    pytester.makepyfile(test_own="def test_own(model):\n    assert not False\n")
+    run(pytester, tiny_folder).result.assert_outcomes(errors=1)
+
+
+def test_workers_of_xdist_refuse_audits(pytester, tiny_folder):
+    pytest.importorskip("xdist")
+    pytester.makepyfile(audit_toy=TOY + audit())
+    done = pytester.runpytest_subprocess("-n1", f"--audit-model={tiny_folder}")
+    assert done.ret == 12
+    done.stdout.fnmatch_lines(["*run them without -n*"])
+
+
+FLAWED = {
+    "repeated": "mi.suite([{'id': f'r{i}', 'text': f'the same {i % 3}'} for i in range(300)], name='repeated')",
+    "turned": "mi.suite(list(toy['test']), positive='no', name='turned')",
+}
+
+
+@pytest.mark.parametrize("name", FLAWED)
+def test_a_flawed_suite_is_an_error(pytester, tiny_folder, name):
+    pytester.makepyfile(audit_toy=TOY + f"\nflawed = {FLAWED[name]}\n" + audit("model.read(probe, flawed).rate() <= 0.9"))
+    done = run(pytester, tiny_folder)
+    assert done.verdicts == {"audit_one": "ERROR"}
+    assert done.result.ret == 12
+
+
+def test_positives_are_not_calibrated_on(pytester, tiny_folder):
+    forgot = TOY.replace('on=toy["calibration"]', "on=mi.suite(list(toy[\"calibration\"]), name='forgot')")
+    assert forgot != TOY
+    pytester.makepyfile(audit_toy=forgot + audit())
+    done = run(pytester, tiny_folder)
+    assert done.result.ret == 12
+    done.result.stdout.fnmatch_lines(["*which are negatives*"])

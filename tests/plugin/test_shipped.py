@@ -1,4 +1,4 @@
-"""The shipped audits on the default model, once: the verdicts that are committed with them, evidence that gives every claim again, a report that renders again."""
+"""The shipped audits on the default model, once: the committed verdicts, evidence that gives every claim again, a report that renders again."""
 
 import json
 

@@ -52,29 +52,51 @@ def audit_fails(model):
 
 
 def test_a_claim_about_the_model_rests_on_its_instrument(pytester, tiny_folder):
+    other = "\nother = mi.suite([{'id': f'q{i}', 'text': f'walnut {i} b says.'} for i in range(60)], name='other')\n"
     claim = """
 @mi.audit()
 def audit_model(model):
-    assert model.read(probe, quiet).rate() <= 0.5
+    assert model.read(probe, other).rate() <= 0.5
 """
-    shown = """
+    instrument = """
 @mi.audit(about="instrument")
-def audit_reads(model):
-    assert model.read(probe, toy["test"]).auroc() >= 0.8
+def audit_instrument(model):
+    reading = model.read(probe, toy["test"])
+    assert {}
 """
-    fit_on_yes = TOY.replace('threshold=mi.false_positive_rate(0.05, on=toy["calibration"])', "threshold=1e9")
-    fit_on_yes = fit_on_yes.replace(
-        'if row["label"] == "no"], name="quiet")',
-        'if row["label"] == "no"], name="quiet")\nquiet = mi.suite([{"id": f"q{i}", "text": f"other {i} text."} for i in range(60)], name="quiet")',
+    reads, fires, silent = "reading.auroc() >= 0.8", "reading.recall() >= 0.5", "reading.rate() <= 0.9"
+    blind = TOY.replace('mi.false_positive_rate(0.05, on=toy["calibration"])', "1e9")
+    assert blind != TOY
+    cases = [
+        (TOY, None, "INCONCLUSIVE"),
+        (TOY, [silent], "INCONCLUSIVE"),
+        (TOY, [reads], "INCONCLUSIVE"),
+        (TOY, [reads, fires], "PASS"),
+        (TOY, [reads, fires, "reading.auroc() <= 0.6"], "INCONCLUSIVE"),
+        (blind, [reads], "INCONCLUSIVE"),
+        (blind, [reads, fires], "INCONCLUSIVE"),
+    ]
+    for toy, claims, expected in cases:
+        pytester.makepyfile(audit_toy=toy + other + claim + (instrument.format("\n    assert ".join(claims)) if claims else ""))
+        assert run(pytester, tiny_folder).verdicts["audit_model"] == expected, (toy is blind, claims)
+
+
+def test_a_claim_of_absence_passes_and_is_written(pytester, tiny_folder):
+    pytester.makepyfile(
+        audit_toy=TOY
+        + """
+import random
+coin = mi.suite([{"text": f"{i} text", "label": random.Random(i).random() < 0.5} for i in range(400)], name="coin")
+blind = mi.probe("blind", method="difference_of_means", at=mi.at("resid_post", depth=0.5), fit=coin["train"])
+
+@mi.audit(about="instrument")
+def audit_absent(model):
+    assert model.read(blind, coin["test"]).auroc() <= 0.7
+"""
     )
-    silence = """
-@mi.audit(about="instrument")
-def audit_is_quiet(model):
-    assert model.read(probe, toy["test"]).rate() <= 0.1
-"""
-    for instrument, expected in (("", "INCONCLUSIVE"), (silence, "INCONCLUSIVE"), (shown, "PASS"), (shown.replace(">= 0.8", "<= 0.6"), "INCONCLUSIVE")):
-        pytester.makepyfile(audit_toy=fit_on_yes + claim + instrument)
-        assert run(pytester, tiny_folder).verdicts["audit_model"] == expected, instrument
+    done = run(pytester, tiny_folder)
+    assert done.verdicts == {"audit_absent": "PASS"}
+    assert done.result.ret == 0
 
 
 def test_a_partial_run_can_not_gate(pytester, tiny_folder):
