@@ -148,3 +148,13 @@ def test_same_command_same_seed_equal_evidence(pytester, tiny_folder):
     for path in second.folder.rglob("*"):
         if path.is_file() and path.name != "evidence.json":
             assert path.read_bytes() == files[path.name], path.name
+
+
+def test_evidence_that_can_not_be_written_is_exit_11_and_spares_what_is_there(pytester, tiny_folder):
+    pytester.makepyfile(audit_toy=TOY + AUDITS)
+    (pytester.path / "evidence").mkdir()
+    (pytester.path / "evidence" / "mine.txt").write_text("mine")
+    done = run(pytester, tiny_folder)
+    assert done.result.ret == 11
+    done.result.stdout.fnmatch_lines(["*EVIDENCE NOT WRITTEN*"])
+    assert [path.name for path in done.folder.iterdir()] == ["mine.txt"]
