@@ -10,7 +10,9 @@ from types import ModuleType
 import pytest
 from _pytest.assertion.rewrite import rewrite_asserts
 
+from mi_audit.errors import MiAuditError
 from mi_audit.plan.audit import is_marked
+from mi_audit.plan.tracing import line_of
 
 
 def is_audit_file(path: Path) -> bool:
@@ -58,7 +60,10 @@ class AuditModule(pytest.Module):
         module = ModuleType(f"{self.path.stem}_{hashlib.sha256(str(self.path).encode()).hexdigest()[:8]}")
         module.__file__ = str(self.path)
         sys.modules[module.__name__] = module
-        exec(compile(tree, str(self.path), "exec", dont_inherit=True), module.__dict__)  # noqa: S102 — the audit file is the user's program
+        try:
+            exec(compile(tree, str(self.path), "exec", dont_inherit=True), module.__dict__)  # noqa: S102 — the audit file is the user's program
+        except MiAuditError as error:
+            raise self.CollectError(f"{self.path.name}:{line_of(error, self.path)}: {error}") from error
         return module
 
     def _refuse_what_would_vanish(self, tree: ast.Module) -> None:

@@ -150,11 +150,11 @@ def trace_body(body: Callable[[Trace], object], file: Path) -> Trace:
         returned = body(trace)
     except MiAuditError as error:
         if not trace.faults:
-            trace.faults.append(f"{file.name}:{_line_of(error, file)}: {error}")
+            trace.faults.append(f"{file.name}:{line_of(error, file)}: {error}")
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # noqa: BLE001 — the body is the user's code: whatever it raises, skips and exits too, is a fault of the audit, reported with its line
-        trace.faults.append(f"{file.name}:{_line_of(error, file)}: {type(error).__name__} while planning: {error}. {_PLAIN}")
+        trace.faults.append(f"{file.name}:{line_of(error, file)}: {type(error).__name__} while planning: {error}. {_PLAIN}")
     else:
         if inspect.iscoroutine(returned):
             returned.close()
@@ -168,7 +168,8 @@ def trace_body(body: Callable[[Trace], object], file: Path) -> Trace:
 _PLAIN = "An audit's body is a declaration of claims: no skips, no negated claims, no conditions on results"
 
 
-def _line_of(error: BaseException, file: Path) -> int:
+def line_of(error: BaseException, file: Path) -> int:
+    """The line of the file at which the error passed through it last, 0 if it never did."""
     line, step = 0, error.__traceback__
     while step is not None:
         if step.tb_frame.f_code.co_filename == str(file):

@@ -123,7 +123,10 @@ def test_a_generator_and_a_broken_file_are_errors(pytester, tiny_folder):
         "import mi_audit\n(",
     ):
         pytester.makepyfile(audit_toy=source)
-        assert run(pytester, tiny_folder).result.ret == 12
+        done = run(pytester, tiny_folder)
+        assert done.result.ret == 12
+        done.result.stdout.no_fnmatch_line("*Traceback*")
+        done.result.stdout.no_fnmatch_line("*/mi_audit/*")
 
 
 def test_a_project_can_not_slip_in_its_own_model(pytester, tiny_folder):
