@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mi_audit.plan.audit import audit
     from mi_audit.plan.detectors import direction, false_positive_rate, probe
     from mi_audit.plan.places import at, last_of, span
+    from mi_audit.plan.sweep import sweep
     from mi_audit.suites.prompt import Message, Prompt
     from mi_audit.suites.suite import Suite, concat, suite
 
@@ -32,6 +33,7 @@ _HOMES = {
     "probe": "mi_audit.plan.detectors",
     "span": "mi_audit.plan.places",
     "suite": "mi_audit.suites.suite",
+    "sweep": "mi_audit.plan.sweep",
 }
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "probe",
     "span",
     "suite",
+    "sweep",
 ]
 
 

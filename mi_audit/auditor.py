@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from mi_audit.errors import PlanError
-from mi_audit.plan.detectors import DetectorSpec, DirectionSpec, ProbeSpec
+from mi_audit.plan.detectors import DetectorSpec
 from mi_audit.plan.leaks import leak_in, leak_inside, repeat_in, turned_round
 from mi_audit.plan.measurements import ReadSpec
 from mi_audit.plan.reading import Evaluate, Reading
@@ -38,8 +38,8 @@ class Auditor:
         """Read a detector on every prompt of a suite.
 
         Args:
-            detector: from `mi.probe` or `mi.direction`.
-            suite: from `mi.suite`; it may share no prompt with what the detector was fitted or calibrated on, and no group with it
+            detector: from `mi.probe`, `mi.sweep` or `mi.direction`.
+            suite: from `mi.suite`; it may share no prompt with what the detector was fitted or calibrated on or its layer chosen by, and no group with it
                 where both were cut from one suite; groups of separately loaded suites are not compared, since the same name may mean different things.
             controls: whether nulls and baselines are computed; without them a claim that the detector tells classes apart is at best inconclusive.
 
@@ -47,8 +47,8 @@ class Auditor:
             PlanError: an argument is of the wrong kind, the suite is empty, repeats a prompt across groups, turns the positive class round, or shares prompts
                 or groups with what the detector has seen.
         """
-        if not isinstance(detector, ProbeSpec | DirectionSpec):
-            raise PlanError(f"model.read({detector!r}, …): the first argument is a detector made with mi.probe(…) or mi.direction(…)")
+        if not isinstance(detector, DetectorSpec):
+            raise PlanError(f"model.read({detector!r}, …): the first argument is a detector made with mi.probe(…), mi.sweep(…) or mi.direction(…)")
         if not isinstance(suite, Suite):
             raise PlanError(f"model.read({detector.name}, {suite!r}): the second argument is a suite made with mi.suite(…)")
         if len(suite) == 0:

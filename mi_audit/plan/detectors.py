@@ -3,10 +3,12 @@
 import inspect
 import math
 import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from mi_audit.errors import PlanError, SuiteError
 from mi_audit.plan.digest import Json, digest_of, sha256_of_file
@@ -53,27 +55,42 @@ Threshold = FalsePositiveRate | FixedThreshold | None
 
 
 @dataclass(frozen=True)
-class ProbeSpec:
-    """A linear probe to be fitted on the model under audit."""
+class DetectorSpec(ABC):
+    """What every detector answers, however it comes about. `method` and `fit` are None for one that was found elsewhere."""
+
+    kind: ClassVar[Literal["probe", "direction", "sweep"]]
 
     name: str
-    method: Method
-    at: At
     tokens: Tokens
-    fit: Suite
     threshold: Threshold
+    method: Method | None
+    fit: Suite | None
+
+    @property
+    @abstractmethod
+    def point(self) -> str:
+        """The hook point, by standard name."""
+
+    @abstractmethod
+    def places(self, n_layers: int, usable: Sequence[int | None]) -> tuple[At, ...]:
+        """Where it reads in a model of `n_layers` blocks, or may read once its layer is chosen; layers are absolute and ascend.
+
+        Args:
+            n_layers: how many blocks the model has.
+            usable: the layers at which the model has the hook point and it passed its self-check.
+
+        Raises:
+            PlanError: a layer that the model does not have, or too few to choose from.
+        """
+
+    @abstractmethod
+    def _own(self) -> dict[str, Json]:
+        """What only this kind has to say in its description."""
 
     def describe(self) -> dict[str, Json]:
         """JSON-ready description, part of the plan's digest."""
-        return {
-            "kind": "probe",
-            "name": self.name,
-            "method": self.method,
-            "at": self.at.describe(),
-            "tokens": self.tokens.describe(),
-            "fit": describe_suite(self.fit),
-            "threshold": self.threshold.describe() if self.threshold else None,
-        }
+        threshold = self.threshold.describe() if self.threshold else None
+        return {"kind": self.kind, "name": self.name, "tokens": self.tokens.describe(), "threshold": threshold, **self._own()}
 
     @cached_property
     def digest(self) -> str:
@@ -81,51 +98,71 @@ class ProbeSpec:
         return digest_of(self.describe())
 
     @property
+    def seen(self) -> tuple[tuple[str, Suite], ...]:
+        """The suites that it sees before it can score, each with its use in words; no claim may be tested on their prompts or groups."""
+        seen = [] if self.fit is None else [("it is fitted on", self.fit)]
+        if isinstance(self.threshold, FalsePositiveRate):
+            seen.append(("its threshold is calibrated on", self.threshold.on))
+        return tuple(seen)
+
+    @property
     def suites(self) -> tuple[Suite, ...]:
-        """The suites that are read before the detector can score: to fit it and to calibrate its threshold."""
-        return (self.fit, *_calibration(self.threshold))
+        """The suites that it sees before it can score."""
+        return tuple(suite for _, suite in self.seen)
+
+    @property
+    def learning(self) -> tuple[tuple[Prompt, ...], ...]:
+        """The prompts that pass through the model before it can score: of a suite that calibrates the negatives alone, of any other all."""
+        calibrating = self.threshold.on if isinstance(self.threshold, FalsePositiveRate) else None
+        return tuple(negatives_of(suite) if suite is calibrating else suite.prompts for suite in self.suites)
+
+
+@dataclass(frozen=True)
+class _Placed(DetectorSpec):
+    """A detector whose place is declared."""
+
+    at: At
+
+    @property
+    def point(self) -> str:
+        """The hook point, by standard name."""
+        return self.at.point
+
+    def places(self, n_layers: int, usable: Sequence[int | None]) -> tuple[At, ...]:
+        """Its one place; see `DetectorSpec.places`."""
+        return (self.at.in_model(n_layers),)
+
+
+@dataclass(frozen=True)
+class ProbeSpec(_Placed):
+    """A linear probe to be fitted on the model under audit."""
+
+    kind = "probe"
+
+    method: Method
+    fit: Suite
+
+    def _own(self) -> dict[str, Json]:
+        return {"method": self.method, "at": self.at.describe(), "fit": describe_suite(self.fit)}
 
     def __str__(self) -> str:
         return f"{self.name}: {self.method} probe, {self.at}, {self.tokens}"
 
 
 @dataclass(frozen=True)
-class DirectionSpec:
-    """A direction that was found elsewhere, read from a safetensors file."""
+class DirectionSpec(_Placed):
+    """A direction that was found elsewhere, read from a safetensors file, which counts by its content and not its path."""
 
-    name: str
+    kind = "direction"
+
     file: Path
     file_digest: str
-    at: At
-    tokens: Tokens
-    threshold: Threshold
 
-    def describe(self) -> dict[str, Json]:
-        """JSON-ready description, part of the plan's digest; the file counts by its content, not its path."""
-        return {
-            "kind": "direction",
-            "name": self.name,
-            "file": self.file_digest,
-            "at": self.at.describe(),
-            "tokens": self.tokens.describe(),
-            "threshold": self.threshold.describe() if self.threshold else None,
-        }
-
-    @cached_property
-    def digest(self) -> str:
-        """SHA-256 of the description."""
-        return digest_of(self.describe())
-
-    @property
-    def suites(self) -> tuple[Suite, ...]:
-        """The suites that are read before the detector can score: to calibrate its threshold."""
-        return _calibration(self.threshold)
+    def _own(self) -> dict[str, Json]:
+        return {"file": self.file_digest, "at": self.at.describe()}
 
     def __str__(self) -> str:
         return f"{self.name}: direction from {self.file.name}, {self.at}, {self.tokens}"
-
-
-DetectorSpec = ProbeSpec | DirectionSpec
 
 
 def describe_suite(suite: Suite) -> dict[str, Json]:
@@ -196,14 +233,9 @@ def probe(
     if method not in METHODS:
         raise PlanError(f"mi.probe({name!r}, method={method!r}): known methods are {', '.join(METHODS)}")
     _require_at(at, f"mi.probe({name!r}, at=…)")
-    _require_suite(fit, f"mi.probe({name!r}, fit=…)")
-    try:
-        one_class = len(set(fit.labels())) < 2
-    except SuiteError as error:
-        raise PlanError(f"mi.probe({name!r}, fit={fit.name}): {error}") from error
-    if one_class:
-        raise PlanError(f"mi.probe({name!r}, fit={fit.name}): all its prompts have one label; a probe learns from both classes")
-    return ProbeSpec(name, method, at, Tokens.of(tokens), fit, _threshold(threshold, f"mi.probe({name!r}, threshold=…)"))
+    require_classes(fit, f"mi.probe({name!r}, fit=…)")
+    frozen = _threshold(threshold, f"mi.probe({name!r}, threshold=…)")
+    return ProbeSpec(name=name, tokens=Tokens.of(tokens), threshold=frozen, method=method, fit=fit, at=at)
 
 
 def direction(
@@ -236,11 +268,8 @@ def direction(
         raise PlanError(f"mi.direction({name!r}, {str(file)!r}): no such file next to the audit file")
     if path.stat().st_size > 64 * 2**20:
         raise PlanError(f"mi.direction({name!r}, {str(file)!r}): the file is larger than 64 MiB, which no direction is")
-    return DirectionSpec(name, path, sha256_of_file(path), at, Tokens.of(tokens), _threshold(threshold, f"mi.direction({name!r}, threshold=…)"))
-
-
-def _calibration(threshold: Threshold) -> tuple[Suite, ...]:
-    return (threshold.on,) if isinstance(threshold, FalsePositiveRate) else ()
+    frozen, digest = _threshold(threshold, f"mi.direction({name!r}, threshold=…)"), sha256_of_file(path)
+    return DirectionSpec(name=name, tokens=Tokens.of(tokens), threshold=frozen, method=None, fit=None, at=at, file=path, file_digest=digest)
 
 
 def _threshold(threshold: object, where: str) -> Threshold:
@@ -262,6 +291,18 @@ def _require_name(name: object, where: str) -> None:
 def _require_at(at: object, where: str) -> None:
     if not isinstance(at, At):
         raise PlanError(f"{where}: give mi.at(point, depth=…) or mi.at(point, layer=…), not {at!r}")
+
+
+def require_classes(suite: object, where: str) -> None:
+    """Raises PlanError unless `suite` is a labelled suite with both classes."""
+    _require_suite(suite, where)
+    assert isinstance(suite, Suite)
+    try:
+        one_class = suite.one_class()
+    except SuiteError as error:
+        raise PlanError(f"{where}: {error}") from error
+    if one_class:
+        raise PlanError(f"{where}: all prompts of {suite.name} have one label; a probe learns from both classes")
 
 
 def _require_suite(suite: object, where: str) -> None:

@@ -1,6 +1,8 @@
-"""No claim is tested on what its detector has seen: prompts and groups used to fit or to calibrate may not come back in a reading."""
+"""No claim is tested on what its detector has seen: prompts and groups used to fit, to choose a layer or to calibrate may not come back in a reading."""
 
-from mi_audit.plan.detectors import DetectorSpec, FalsePositiveRate, ProbeSpec
+from itertools import combinations
+
+from mi_audit.plan.detectors import DetectorSpec
 from mi_audit.plan.measurements import ReadSpec
 from mi_audit.suites.prompt import Prompt
 from mi_audit.suites.suite import Suite
@@ -8,7 +10,7 @@ from mi_audit.suites.suite import Suite
 
 def leak_in(reading: ReadSpec) -> str | None:
     """What the reading's suite shares with what its detector was made from, in words; None when they are apart."""
-    for use, seen in _seen_by(reading.detector):
+    for use, seen in reading.detector.seen:
         shared = _shared(seen, reading.suite)
         if shared:
             return (
@@ -28,31 +30,27 @@ def repeat_in(suite: Suite) -> str | None:
 
 
 def turned_round(reading: ReadSpec) -> str | None:
-    """A probe read on a suite whose positive class is the probe's negative one, in words: every claim would mean its opposite."""
-    if not isinstance(reading.detector, ProbeSpec):
+    """A fitted detector with a suite whose positive class is the negative one of its fit, in words: every number would mean its opposite."""
+    detector = reading.detector
+    if detector.fit is None or detector.fit.positive is None:
         return None
-    fitted, tested = reading.detector.fit.positive, reading.suite.positive
-    if fitted is None or tested is None or fitted == tested or fitted not in {prompt.label for prompt in reading.suite}:
-        return None
-    return f"{reading.detector.name} is fitted with {fitted!r} as positive, but {reading.suite.name} calls {tested!r} so; use the same positive= for both"
-
-
-def leak_inside(detector: DetectorSpec) -> str | None:
-    """What the calibration suite shares with the fit suite, in words; a threshold calibrated on fitted prompts is too low or too high."""
-    if isinstance(detector, ProbeSpec) and isinstance(detector.threshold, FalsePositiveRate):
-        shared = _shared(detector.fit, detector.threshold.on)
-        if shared:
-            return f"{detector.name} is calibrated on {detector.threshold.on.name}, but {shared} in {detector.fit.name}, its fit; calibrate on other groups"
+    fitted = detector.fit.positive
+    for suite in (*detector.suites, reading.suite):
+        if suite.positive not in (None, fitted) and fitted in {prompt.label for prompt in suite}:
+            return f"{detector.name} is fitted with {fitted!r} as positive, but {suite.name} calls {suite.positive!r} so; use the same positive= for both"
     return None
 
 
-def _seen_by(detector: DetectorSpec) -> list[tuple[str, Suite]]:
-    seen = []
-    if isinstance(detector, ProbeSpec):
-        seen.append(("it is fitted on", detector.fit))
-    if isinstance(detector.threshold, FalsePositiveRate):
-        seen.append(("its threshold is calibrated on", detector.threshold.on))
-    return seen
+def leak_inside(detector: DetectorSpec) -> str | None:
+    """What two of the suites that make a detector share, in words.
+
+    A threshold calibrated on fitted prompts is too low or too high, and a layer chosen on them is the one that remembers them best.
+    """
+    for (use, suite), (other_use, other) in combinations(detector.seen, 2):
+        shared = _shared(suite, other)
+        if shared:
+            return f"{detector.name}: {other_use} {other.name}, but {shared} in {suite.name}, which {use}; take other groups, e.g. another split"
+    return None
 
 
 def _shared(seen: Suite, tested: Suite) -> str | None:

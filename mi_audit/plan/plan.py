@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from mi_audit.plan.audit import AuditMark
-from mi_audit.plan.detectors import DetectorSpec, FalsePositiveRate, ProbeSpec, negatives_of
+from mi_audit.plan.detectors import DetectorSpec
 from mi_audit.plan.digest import Json, digest_of
 from mi_audit.plan.measurements import DISCRIMINATES, NEEDS_THRESHOLD, ClaimSpec, ReadSpec
 from mi_audit.plan.tracing import TracedClaim
@@ -75,11 +75,9 @@ class Plan:
     @property
     def forward_prompts(self) -> int:
         """How many distinct prompts pass through the model; each passes once, whatever the number of detectors."""
-        learning = [detector.fit.prompts for detector in self.detectors if isinstance(detector, ProbeSpec)]
-        rules = [detector.threshold for detector in self.detectors]
-        calibrating = [negatives_of(rule.on) for rule in rules if isinstance(rule, FalsePositiveRate)]
+        learning = [prompts for detector in self.detectors for prompts in detector.learning]
         read = [reading.suite.prompts for reading in self.readings]
-        return len({prompt.digest for prompts in (*learning, *calibrating, *read) for prompt in prompts})
+        return len({prompt.digest for prompts in (*learning, *read) for prompt in prompts})
 
     def instruments_of(self, detector: DetectorSpec) -> tuple[tuple[PlannedAudit, ClaimSpec], ...]:
         """The claims about the instrument that speak of this detector."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 
-from mi_audit.plan.detectors import FalsePositiveRate, ProbeSpec
 from mi_audit.plan.plan import Plan
 from mi_audit.suites.suite import Suite
 
@@ -23,11 +22,9 @@ def lines_of(plan: Plan) -> Iterator[str]:
         yield "  detectors"
     for detector in plan.detectors:
         yield f"      {detector}"
-        if isinstance(detector, ProbeSpec):
-            yield f"          fitted on {_sized(detector.fit)}"
-        if isinstance(detector.threshold, FalsePositiveRate):
-            yield f"          threshold for a {detector.threshold.rate:.3g} false positive rate on {_sized(detector.threshold.on)}"
-        elif detector.threshold:
+        for use, suite in detector.seen:
+            yield f"          {use} {_sized(suite)}"
+        if detector.threshold:
             yield f"          threshold {detector.threshold}"
     if plan.readings:
         yield "  suites"

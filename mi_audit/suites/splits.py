@@ -62,12 +62,20 @@ def assign(prompts: Sequence[Prompt], positive: str | None, seed: int, fractions
         raise SuiteError(f"{what}: prompts {shorten(prompts[earlier].id)} and {shorten(prompts[later].id)}; give every row of a group the same split")
     if explicit_split(prompts[0]):
         return tuple(explicit_split(prompt) or "" for prompt in prompts)
+    return _by_rank(prompts, positive, str(seed), check_fractions(fractions))
+
+
+def held_out(prompts: Sequence[Prompt], positive: str | None, share: Fraction, key: str) -> tuple[bool, ...]:
+    """For each prompt, in order, whether it is of the `share` of groups held out: cut as splits are, ranked by `key`, whatever a `split` field says."""
+    return tuple(split == SPLITS[2] for split in _by_rank(prompts, positive, key, (1 - share, Fraction(0), share)))
+
+
+def _by_rank(prompts: Sequence[Prompt], positive: str | None, key: str, shares: Sequence[Fraction]) -> tuple[str, ...]:
     block_of = _blocks(prompts)
-    shares = check_fractions(fractions)
     assigned: Counter[int] = Counter()
     split_of: dict[str, str] = {}
     done = 0
-    for blocks in _strata(prompts, positive, block_of, seed):
+    for blocks in _strata(prompts, positive, block_of, key):
         done += len(blocks)
         counts = _cut(len(blocks), done, shares, assigned)
         assigned.update(dict(enumerate(counts)))
@@ -94,7 +102,7 @@ def _blocks(prompts: Sequence[Prompt]) -> dict[str, str]:
     return {group: root(group) for group in parent}
 
 
-def _strata(prompts: Sequence[Prompt], positive: str | None, block_of: Mapping[str, str], seed: int) -> list[list[str]]:
+def _strata(prompts: Sequence[Prompt], positive: str | None, block_of: Mapping[str, str], key: str) -> list[list[str]]:
     """Blocks with the same set of classes, in the order of their hash; the strata in an order that only the classes decide."""
     classes: defaultdict[str, set[Label]] = defaultdict(set)
     for prompt in prompts:
@@ -103,11 +111,11 @@ def _strata(prompts: Sequence[Prompt], positive: str | None, block_of: Mapping[s
     strata: defaultdict[tuple[str, ...], list[str]] = defaultdict(list)
     for block, labels in classes.items():
         strata[tuple(sorted(repr(label) for label in labels))].append(block)
-    return [sorted(strata[key], key=lambda block: (_rank(seed, block), block)) for key in sorted(strata)]
+    return [sorted(strata[stratum], key=lambda block: (_rank(key, block), block)) for stratum in sorted(strata)]
 
 
-def _rank(seed: int, name: str) -> str:
-    return hashlib.sha256(f"{seed}|{name}".encode()).hexdigest()
+def _rank(key: str, name: str) -> str:
+    return hashlib.sha256(f"{key}|{name}".encode()).hexdigest()
 
 
 def _cut(size: int, done: int, shares: Sequence[Fraction], assigned: Counter[int]) -> list[int]:

@@ -6,6 +6,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from mi_audit.suites.problems import Place, listing, raise_problem, shorten
 from mi_audit.suites.prompt import FieldValue, Prompt, canonical_json, check_name
 from mi_audit.suites.reading import Columns, Options, read_file, read_items
 from mi_audit.suites.selection import sample_positions, spread_positions
-from mi_audit.suites.splits import FRACTIONS, SPLITS, assign, check_fractions
+from mi_audit.suites.splits import FRACTIONS, SPLITS, assign, check_fractions, held_out
 
 _SCHEMA = "mi-audit suite 1"
 
@@ -102,6 +103,17 @@ class Suite:
         if not 1 <= n <= len(self):
             raise SuiteError(f"{self._called}: a sample of {n} can't be taken from {len(self)} prompts; ask for 1 to {len(self)}")
         return self._derive(sample_positions(self.prompts, n, seed), f"[sample {n}, seed {seed}]")
+
+    def divide(self, share: Fraction, key: str) -> tuple["Suite", "Suite"]:
+        """Two parts without a group or a content in common, stratified by class: the rest, and about `share` of the groups, drawn by `key`.
+
+        Raises SuiteError when there are too few groups for two parts.
+        """
+        out = held_out(self.prompts, self.positive, share, key)
+        if all(out) or not any(out):
+            raise SuiteError(f"{self._called}: its {len(set(self.groups()))} groups can't be cut in two; add groups")
+        kept, apart = ([index for index, held in enumerate(out) if held is side] for side in (False, True))
+        return self._derive(kept, f"[all but {share}]"), self._derive(apart, f"[{share}]")
 
     def head(self, n: int) -> "Suite":
         """At most `n` prompts for a partial run: the same ones each time, spread over labels, splits and groups, in the suite's order."""
