@@ -14,12 +14,14 @@ from mi_audit.detectors.nulls import Draw
 from mi_audit.detectors.progress import as_one
 from mi_audit.detectors.quantities import controls_of, measure
 from mi_audit.detectors.readings import DETECTOR, Arm, ReadingData
+from mi_audit.detectors.sweeping import Curve, choose
 from mi_audit.engine.progress import Progress
 from mi_audit.engine.site import Site
 from mi_audit.errors import DetectorError
-from mi_audit.plan.detectors import DetectorSpec, FalsePositiveRate, ProbeSpec, negatives_of
+from mi_audit.plan.detectors import DetectorSpec, DirectionSpec, FalsePositiveRate, ProbeSpec, negatives_of
 from mi_audit.plan.measurements import EstimateSpec, ReadSpec
 from mi_audit.plan.places import At, Tokens
+from mi_audit.plan.sweep import SweepSpec
 from mi_audit.stats.checks import Floats
 from mi_audit.stats.estimate import Estimate
 from mi_audit.suites.prompt import Prompt
@@ -59,20 +61,27 @@ class Bench:
         return self._store.captured
 
     def prepare(self, readings: Iterable[ReadSpec]) -> None:
-        """Capture all that `readings` need, each distinct prompt once, and learn their detectors: those first, so that one that can't be fitted fails early."""
+        """Capture all that `readings` need, each distinct prompt once, and learn their detectors.
+
+        Detectors come first, so that one that can't be fitted fails early, and because only then is known where a swept one reads.
+        """
         readings = tuple(dict.fromkeys(readings))
         detectors = tuple(dict.fromkeys(reading.detector for reading in readings))
         first = [request for detector in detectors for request in self._learning(detector)]
-        then = [self._reading(reading) for reading in readings]
-        with as_one(self._progress, self._store.missing([*first, *then])) as progress:
-            self._store.fetch(first, then, progress=progress)
+        perhaps = [self._reading(reading, self._sites(reading.detector)) for reading in readings]
+        with as_one(self._progress, self._store.missing([*first, *perhaps])) as progress:
+            self._store.fetch(first, perhaps, progress=progress)
             for detector in detectors:
                 self._learn(detector)
-            self._store.fetch(then, progress=progress)
+            self._store.fetch([self._reading(reading, {self._site(reading.detector)}) for reading in readings], progress=progress)
 
     def detector(self, spec: DetectorSpec) -> FittedDetector:
         """The detector, fitted and calibrated."""
         return self._learn(spec).detector
+
+    def curve(self, spec: DetectorSpec) -> Curve | None:
+        """How the detector's layer was chosen; None for one whose place is declared."""
+        return self._learn(spec).curve
 
     def read(self, spec: ReadSpec) -> ReadingData:
         """The detector's scores on the suite, with those of its controls where labels make them meaningful."""
@@ -93,20 +102,32 @@ class Bench:
     def _learn(self, spec: DetectorSpec) -> LearnedProbe | LearnedDirection:
         if spec not in self._learned:
             self._fetch(self._learning(spec))
-            site, root = self._site(spec), self._model.identity.root
-            negatives = self._negatives(spec, site)
-            if isinstance(spec, ProbeSpec):
-                fit = self._store.read(spec.fit.prompts, site)
-                self._learned[spec] = LearnedProbe.learn(spec, root, site.at, fit, self._embedded(spec, spec.fit.prompts), negatives, self._draw)
-            else:
-                self._learned[spec] = LearnedDirection.learn(spec, root, site.at, self._width(site), negatives, self._draw)
+            self._learned[spec] = self._learned_from(spec)
         return self._learned[spec]
+
+    def _learned_from(self, spec: DetectorSpec) -> LearnedProbe | LearnedDirection:
+        """The detector, all it learns from being captured."""
+        places, root = self._places(spec), self._model.identity.root
+        match spec:
+            case DirectionSpec():
+                site = Site(places[0], spec.tokens)
+                return LearnedDirection.learn(spec, root, site.at, self._width(site), self._negatives(spec, site), self._draw)
+            case ProbeSpec():
+                curve, site = None, Site(places[0], spec.tokens)
+            case SweepSpec():
+                curve = choose(spec, places, lambda prompts, at: self._store.read(prompts, Site(at, spec.tokens)).vectors, self._alpha, self._draw.seed)
+                site = Site(curve.picked, spec.tokens)
+            case _:
+                raise DetectorError(f"{spec.name}: nothing is known of how to learn a {type(spec).__name__}")
+        fit, embedded = self._store.read(spec.fit.prompts, site), self._embedded(spec, spec.fit.prompts)
+        return LearnedProbe.learn(spec, root, site.at, fit, embedded, self._negatives(spec, site), self._draw, curve)
 
     def _read(self, spec: ReadSpec) -> ReadingData:
         learned = self._learn(spec.detector)
         suite = self._limited(spec.suite)
-        self._fetch([self._reading(spec)])
-        read = self._store.read(suite.prompts, self._site(spec.detector))
+        site = self._site(spec.detector)
+        self._fetch([self._reading(spec, {site})])
+        read = self._store.read(suite.prompts, site)
         values = learned.detector.score(read.vectors)
         if not np.isfinite(values).all():
             prompt = suite.prompts[int(np.argmin(np.isfinite(values)))]
@@ -121,32 +142,36 @@ class Bench:
 
     def _learning(self, spec: DetectorSpec) -> list[Request]:
         """What must be captured before the detector can score."""
-        site = self._site(spec)
-        requests: list[Request] = []
-        if isinstance(spec, ProbeSpec):
-            requests.append((spec.fit.prompts, frozenset({site} | self._baseline_sites(spec))))
-        if isinstance(spec.threshold, FalsePositiveRate):
-            requests.append((negatives_of(spec.threshold.on), frozenset({site})))
-        return requests
+        sites = frozenset(self._sites(spec))
+        requests: list[Request] = [(prompts, sites) for prompts in spec.learning]
+        return requests if spec.fit is None else [*requests, (spec.fit.prompts, frozenset(self._baseline_sites(spec)))]
 
-    def _reading(self, spec: ReadSpec) -> Request:
+    def _reading(self, spec: ReadSpec, sites: set[Site]) -> Request:
         suite = self._limited(spec.suite)
         compares = spec.controls and suite.has_labels and not suite.one_class()
-        return suite.prompts, frozenset({self._site(spec.detector)} | (self._baseline_sites(spec.detector) if compares else set()))
+        return suite.prompts, frozenset(sites | (self._baseline_sites(spec.detector) if compares else set()))
 
     def _fetch(self, requests: Sequence[Request]) -> None:
         with as_one(self._progress, self._store.missing(requests)) as progress:
             self._store.fetch(requests, progress=progress)
 
+    def _places(self, spec: DetectorSpec) -> tuple[At, ...]:
+        return spec.places(self._model.n_layers, [tap.layer for tap in self._model.hook_points.taps if tap.name == spec.point])
+
+    def _sites(self, spec: DetectorSpec) -> set[Site]:
+        """Where the detector reads, or may read once its layer is chosen."""
+        return {Site(at, spec.tokens) for at in self._places(spec)}
+
     def _site(self, spec: DetectorSpec) -> Site:
-        return Site(spec.at.in_model(self._model.n_layers), spec.tokens)
+        """Where the detector reads; it is learned first."""
+        return Site(self._learn(spec).detector.at, spec.tokens)
 
     def _width(self, site: Site) -> int:
         return self._model.hook_points.resolve(site.at.point, site.at.layer).width
 
     def _baseline_sites(self, spec: DetectorSpec) -> set[Site]:
         """Where a probe's baselines look: at the embedding, unless this model does not show it or the probe itself reads it there."""
-        absent = self._embedding_fails or not isinstance(spec, ProbeSpec) or self._site(spec) == _EMBEDDING
+        absent = self._embedding_fails or spec.fit is None or self._sites(spec) == {_EMBEDDING}
         return set() if absent else {_EMBEDDING}
 
     def _embedded(self, spec: DetectorSpec, prompts: Sequence[Prompt]) -> Activations | None:

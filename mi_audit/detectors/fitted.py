@@ -110,8 +110,8 @@ def load(path: Path, spec: DetectorSpec, model_root: str, *, width: int | None =
 
 def _place(described: Json, spec: DetectorSpec, where: str) -> At:
     layer = described.get("layer") if isinstance(described, dict) else None
-    expected = At(spec.at.point, layer=layer if isinstance(layer, int) and not isinstance(layer, bool) else None)
-    if described != expected.describe() or (layer is None) != (spec.at.point == "embed"):
+    expected = At(spec.point, layer=layer if isinstance(layer, int) and not isinstance(layer, bool) else None)
+    if described != expected.describe() or (layer is None) != (spec.point == "embed"):
         raise DetectorError(f"{where}: its card names no place that this spec could have; fit the detector again")
     return expected
 

@@ -15,11 +15,13 @@ from mi_audit.detectors.fitting import fitter
 from mi_audit.detectors.linear import Directions, Fitter
 from mi_audit.detectors.nulls import Draw, NullDraws, as_directions
 from mi_audit.detectors.readings import BASELINE, NULL, Arm
+from mi_audit.detectors.sweeping import Curve
 from mi_audit.detectors.threshold import calibrate
 from mi_audit.errors import DetectorError
-from mi_audit.plan.detectors import DirectionSpec, FalsePositiveRate, ProbeSpec, Threshold
+from mi_audit.plan.detectors import DirectionSpec, FalsePositiveRate, Threshold
 from mi_audit.plan.digest import Json
 from mi_audit.plan.places import At
+from mi_audit.plan.sweep import FittedSpec
 from mi_audit.stats.checks import Bools, Floats
 from mi_audit.suites.prompt import Prompt
 from mi_audit.suites.suite import Suite
@@ -29,17 +31,20 @@ from mi_audit.suites.suite import Suite
 class LearnedProbe:
     """A probe fitted to its suite: read there as `fit`, on the embedding as `embedded` where that can be read, and on its calibration's negatives [m, d]."""
 
-    spec: ProbeSpec
+    spec: FittedSpec
     detector: FittedDetector
     fitter: Fitter
     fit: Activations
     embedded: Activations | None
     negatives: Floats
     draw: Draw
+    curve: Curve | None = None
 
     @classmethod
-    def learn(cls, spec: ProbeSpec, root: str, at: At, fit: Activations, embedded: Activations | None, negatives: Floats, draw: Draw) -> "LearnedProbe":
-        """Fit and calibrate.
+    def learn(
+        cls, spec: FittedSpec, root: str, at: At, fit: Activations, embedded: Activations | None, negatives: Floats, draw: Draw, curve: Curve | None = None
+    ) -> "LearnedProbe":
+        """Fit and calibrate at one place; `curve` says how it was chosen, where a sweep chose it.
 
         Raises:
             DetectorError: the method can't be fitted to these activations, or there are too few negatives.
@@ -51,7 +56,7 @@ class LearnedProbe:
             weight, centre = directions.weights[0], directions.centre()
             threshold = _threshold(spec.threshold, as_directions(weight, centre), negatives)
         except DetectorError as error:
-            raise DetectorError(f"{spec.name} on {spec.fit.name}, {spec.at}: {error}") from error
+            raise DetectorError(f"{spec.name} on {spec.fit.name}, {at}: {error}") from error
         card: dict[str, Json] = {
             "method": spec.method,
             "n": len(labels),
@@ -59,8 +64,9 @@ class LearnedProbe:
             "groups": len(set(groups)),
             "regularisation": method.regularisation,
             **_rule(spec.threshold, negatives),
+            **({"curve": curve.describe()} if curve else {}),
         }
-        return cls(spec, FittedDetector(spec, root, at, weight, centre, threshold, card), method, fit, embedded, negatives, draw)
+        return cls(spec, FittedDetector(spec, root, at, weight, centre, threshold, card), method, fit, embedded, negatives, draw, curve)
 
     @cached_property
     def nulls(self) -> tuple[NullDraws, ...]:
@@ -114,6 +120,7 @@ class LearnedDirection:
     detector: FittedDetector
     negatives: Floats
     draw: Draw
+    curve = None
 
     @classmethod
     def learn(cls, spec: DirectionSpec, root: str, at: At, width: int, negatives: Floats, draw: Draw) -> "LearnedDirection":
@@ -149,7 +156,7 @@ class LearnedDirection:
         return (Arm(BASELINE + LENGTH, read.n_tokens[None].astype(np.float64)),)
 
 
-def labels_of(spec: ProbeSpec) -> Bools:
+def labels_of(spec: FittedSpec) -> Bools:
     """Whether each prompt of the fit suite is of the positive class."""
     return np.asarray(spec.fit.labels(), dtype=np.bool_)
 

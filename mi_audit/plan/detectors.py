@@ -90,7 +90,7 @@ class DetectorSpec(ABC):
     def describe(self) -> dict[str, Json]:
         """JSON-ready description, part of the plan's digest."""
         threshold = self.threshold.describe() if self.threshold else None
-        return {"kind": self.kind, "name": self.name, "tokens": self.tokens.describe(), "threshold": threshold, **self._own()}
+        return {"kind": self.kind, "name": self.name, **self._own(), "tokens": self.tokens.describe(), "threshold": threshold}
 
     @cached_property
     def digest(self) -> str:
