@@ -15,7 +15,7 @@ from mi_audit.evidence import records as r
 from mi_audit.evidence import store
 from mi_audit.evidence.samples import Arm, SampleTable
 from mi_audit.judging.results import AuditResult, DecidedClaim
-from mi_audit.plan.detectors import DetectorSpec, ProbeSpec
+from mi_audit.plan.detectors import DetectorSpec
 from mi_audit.plan.measurements import EstimateSpec, ReadSpec
 from mi_audit.stats.verdict import Verdict
 from mi_audit.suites.suite import Suite
@@ -23,6 +23,7 @@ from mi_audit.worst import worst_prompts
 
 if TYPE_CHECKING:
     from mi_audit.detectors.bench import Bench
+    from mi_audit.detectors.sweeping import Curve
     from mi_audit.model.loaded import LoadedModel
     from mi_audit.session import Session
 
@@ -47,8 +48,9 @@ def record(run: "Session", results: Sequence[AuditResult], exit_code: int) -> li
     taken: list[r.ReadingRecord] = []
     if run.bench is not None:
         for spec in dict.fromkeys(reading.detector for reading in readings):
-            detectors.append(_detector(spec, run.bench, files))
-            suites.update((suite.digest, suite) for suite in spec.suites)
+            curve = run.bench.curve(spec)
+            detectors.append(_detector(spec, run.bench, curve, files))
+            suites.update((suite.digest, suite) for suite in (*spec.suites, *([curve.validation] if curve else [])))
         for reading in readings:
             taken.append(_reading(reading, run.bench, samples, suites, pairs.get(reading)))
     claims = [_claim(result, index, decided, run.bench) for result in results for index, decided in enumerate(result.claims) if run.bench is not None]
@@ -133,29 +135,47 @@ def _suite(suite: Suite) -> r.SuiteRecord:
     )
 
 
-def _detector(spec: DetectorSpec, bench: "Bench", files: dict[str, bytes]) -> r.DetectorRecord:
+def _detector(spec: DetectorSpec, bench: "Bench", curve: "Curve | None", files: dict[str, bytes]) -> r.DetectorRecord:
     fitted = bench.detector(spec)
     content = fitted.to_bytes()
     name = f"{store.DETECTORS}/{spec.name}.safetensors"
     files[name] = content
-    probe = spec if isinstance(spec, ProbeSpec) else None
     return r.DetectorRecord(
         name=spec.name,
         digest=spec.digest,
-        kind="probe" if probe else "direction",
-        method=probe.method if probe else None,
+        kind=spec.kind,
+        method=spec.method,
         hook_point=fitted.at.point,
         layer=fitted.at.layer,
         tokens=str(spec.tokens),
-        fit_suite=probe.fit.name if probe else None,
-        fit_n=len(probe.fit) if probe else None,
-        fit_groups=len(set(probe.fit.groups())) if probe else None,
+        fit_suite=spec.fit.name if spec.fit else None,
+        fit_n=len(spec.fit) if spec.fit else None,
+        fit_groups=len(set(spec.fit.groups())) if spec.fit else None,
+        validation_suite=curve.validation.name if curve else None,
+        curve=tuple(_points(curve)) if curve else (),
         regularisation=regularisation if isinstance(regularisation := fitted.card.get("regularisation"), float) else None,
         threshold=fitted.threshold,
         threshold_rule=str(spec.threshold) if spec.threshold else None,
         file=name,
         file_digest=hashlib.sha256(content).hexdigest(),
     )
+
+
+def _points(curve: "Curve") -> Iterator[r.CurvePoint]:
+    n, groups = len(curve.validation), len(set(curve.validation.groups()))
+    for point in curve.points:
+        found = point.auroc
+        assert point.at.layer is not None
+        yield r.CurvePoint(
+            layer=point.at.layer,
+            auroc=None if found is None else found.value,
+            low=None if found is None else found.low,
+            high=None if found is None else found.high,
+            n=n,
+            groups=groups,
+            picked=point.at == curve.picked,
+            caveats=(point.unfit or "",) if found is None else found.undecided,
+        )
 
 
 def _reading(spec: ReadSpec, bench: "Bench", samples: SampleTable, suites: dict[str, Suite], pairs: str | None) -> r.ReadingRecord:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from mi_audit.errors import EvidenceError
-from mi_audit.evidence.records import SCHEMA_VERSION, AuditRecord, ClaimRecord, RunRecord
+from mi_audit.evidence.records import SCHEMA_VERSION, AuditRecord, ClaimRecord, DetectorRecord, RunRecord
 from mi_audit.stats.claim import DISCRIMINATING
 from mi_audit.stats.verdict import Verdict
 
@@ -24,6 +24,8 @@ def _problems(run: RunRecord) -> Iterator[str]:
     if run.schema_version != SCHEMA_VERSION:
         yield f"its schema version is {run.schema_version!r}; this version of mi-audit reads {SCHEMA_VERSION!r}"
     yield from _references(run)
+    for detector in run.detectors:
+        yield from _curve(detector)
     claims = {claim.id: claim for claim in run.claims}
     for claim in run.claims:
         yield from _claim(claim, run)
@@ -59,6 +61,21 @@ def _references(run: RunRecord) -> Iterator[str]:
     if sorted(made) != sorted(listed):
         odd = min(set(made) ^ set(listed), default=("", ""))
         yield f"claim {odd[0]} of {odd[1]} is recorded without being listed by its audit, or listed without being recorded"
+
+
+def _curve(detector: DetectorRecord) -> Iterator[str]:
+    """A sweep reads at the layer that its curve shows to be the best, the earliest of equals."""
+    if (detector.kind == "sweep") != bool(detector.curve) or (detector.validation_suite is None) == bool(detector.curve):
+        yield f"the detector {detector.name!r} is a {detector.kind} with a curve of {len(detector.curve)} layers; a sweep has one, and a validation suite"
+        return
+    layers = [point.layer for point in detector.curve]
+    if layers != sorted(set(layers)):
+        yield f"the curve of {detector.name!r} does not ascend over its layers"
+    best = max((point.auroc for point in detector.curve if point.auroc is not None), default=None)
+    expected = [next(point.layer for point in detector.curve if point.auroc == best)] if best is not None else []
+    picked = [point.layer for point in detector.curve if point.picked]
+    if detector.curve and (not expected or picked != expected or detector.layer != expected[0]):
+        yield f"the detector {detector.name!r} reads at layer {detector.layer}, picked {picked}, but its curve is best at {expected}"
 
 
 def _twice(kind: str, ids: Iterable[str]) -> Iterator[str]:

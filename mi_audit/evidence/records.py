@@ -127,6 +127,27 @@ class SuiteRecord(Record):
     """Prompts of the negative class; absent without labels."""
 
 
+class CurvePoint(Record):
+    """One layer of a sweep, scored on the validation prompts."""
+
+    layer: Count
+    """Block, counted from 0."""
+    auroc: Number | None
+    """AUROC on the validation prompts; absent where the method can't be fitted."""
+    low: Number | None
+    """Lower bound of its interval, one-sided at the plan's alpha."""
+    high: Number | None
+    """Upper bound of its interval."""
+    n: Count
+    """Number of validation prompts."""
+    groups: Count
+    """Number of groups that they come in."""
+    picked: Flag
+    """Whether the detector reads here."""
+    caveats: tuple[Text, ...]
+    """Why nothing could be decided on this interval, or why there is none."""
+
+
 class DetectorRecord(Record):
     """A detector as it was fitted or loaded."""
 
@@ -134,8 +155,8 @@ class DetectorRecord(Record):
     """Name given in the audit file."""
     digest: Digest
     """Digest of its spec."""
-    kind: Literal["probe", "direction"]
-    """Fitted here, or found elsewhere."""
+    kind: Literal["probe", "direction", "sweep"]
+    """Fitted here at a declared place, found elsewhere, or fitted here at the layer that reads best on validation prompts."""
     method: Name | None
     """How it was fitted; absent for a direction."""
     hook_point: Name
@@ -150,6 +171,10 @@ class DetectorRecord(Record):
     """Number of prompts it was fitted on."""
     fit_groups: Count | None
     """Number of groups it was fitted on."""
+    validation_suite: Name | None
+    """Suite on which a sweep chose the layer: never one that is claimed on, and possibly a part of the fit suite."""
+    curve: tuple[CurvePoint, ...]
+    """Every layer swept over, ascending; empty where the place was declared."""
     regularisation: Number | None
     """Strength chosen, where the method has one."""
     threshold: Number | None

@@ -10,6 +10,7 @@ from mi_audit.evidence.records import AuditRecord, ClaimRecord, DetectorRecord, 
 from mi_audit.evidence.store import Bundle
 from mi_audit.reporting import catalogue, facts
 from mi_audit.reporting.charts import IntervalPlot, interval_plots
+from mi_audit.reporting.charts_sweep import SweepView, sweep_views
 from mi_audit.reporting.queries import query
 from mi_audit.reporting.readings import ReadingView, Scores
 
@@ -49,6 +50,7 @@ class Card:
     audit: AuditRecord
     claims: tuple[ClaimView, ...]
     controls: tuple[tuple[str, catalogue.Control | None], ...]
+    sweeps: tuple[SweepView, ...]
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ def page(bundle: Bundle, scores: Scores, reports: Path, detail: Detail) -> Page:
     readings = _telling_readings(run, shown, detail.readings)
     places = {reading.id: index for index, reading in enumerate(readings, start=1)}
     views = _claim_views(run, numbers, places, scores, in_full)
+    sweeps = sweep_views(((audit.id, [views[claim].claim for claim in audit.claims]) for audit in carded), run.detectors)
     brief = [(numbers[audit.id], audit) for audit in run.audits if audit.id not in in_full]
     return Page(
         run=run,
@@ -121,7 +124,7 @@ def page(bundle: Bundle, scores: Scores, reports: Path, detail: Detail) -> Page:
         about_model=_claim_table([view for view in views.values() if view.claim.about == "model"], detail.rows),
         about_instruments=_claim_table([view for view in views.values() if view.claim.about == "instrument"], detail.rows),
         controls=_controls(run, numbers, known, detail.rows),
-        cards=tuple(_card(numbers[audit.id], audit, views, known) for audit in carded),
+        cards=tuple(_card(numbers[audit.id], audit, views, known, sweeps[audit.id]) for audit in carded),
         brief=tuple(brief[: detail.rows]),
         brief_left_out=max(len(brief) - detail.rows, 0),
         numbers=numbers,
@@ -193,6 +196,6 @@ def _controls(run: RunRecord, numbers: dict[str, int], known: dict[str, catalogu
     return tuple(ControlRow(slug, known.get(slug), tuple(audits[:limit])) for slug, audits in sorted(supporting.items())[:limit])
 
 
-def _card(number: int, audit: AuditRecord, views: dict[str, ClaimView], known: dict[str, catalogue.Control]) -> Card:
+def _card(number: int, audit: AuditRecord, views: dict[str, ClaimView], known: dict[str, catalogue.Control], sweeps: tuple[SweepView, ...]) -> Card:
     claims = tuple(views[claim] for claim in audit.claims)
-    return Card(number, audit, claims, tuple((slug, known.get(slug)) for slug in audit.controls))
+    return Card(number, audit, claims, tuple((slug, known.get(slug)) for slug in audit.controls), sweeps)

@@ -100,6 +100,8 @@ class Builder:
             fit_suite=fit.name,
             fit_n=fit.n,
             fit_groups=fit.groups,
+            validation_suite=None,
+            curve=(),
             regularisation=0.1 if method == "logistic" else None,
             threshold=threshold,
             threshold_rule=None if threshold is None else "0.01 false positive rate on benign_chat[calibration]",
