@@ -69,8 +69,12 @@ def _curve(detector: DetectorRecord) -> Iterator[str]:
         yield f"the detector {detector.name!r} is a {detector.kind} with a curve of {len(detector.curve)} layers; a sweep has one, and a validation suite"
         return
     layers = [point.layer for point in detector.curve]
-    if layers != sorted(set(layers)):
-        yield f"the curve of {detector.name!r} does not ascend over its layers"
+    if layers != sorted(set(layers)) or len(layers) == 1:
+        yield f"the curve of {detector.name!r} does not ascend over two layers or more"
+    for point in detector.curve:
+        bounds = [bound for bound in (point.low, point.auroc, point.high) if bound is not None]
+        if len(bounds) not in (0, 3) or bounds != sorted(bounds) or any(not 0 <= bound <= 1 for bound in bounds):
+            yield f"the curve of {detector.name!r} has an AUROC at layer {point.layer} that does not lie in its interval"
     best = max((point.auroc for point in detector.curve if point.auroc is not None), default=None)
     expected = [next(point.layer for point in detector.curve if point.auroc == best)] if best is not None else []
     picked = [point.layer for point in detector.curve if point.picked]
