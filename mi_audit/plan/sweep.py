@@ -97,7 +97,7 @@ def sweep(probe: ProbeSpec, *, over: Literal["all"] | Iterable[float] = "all", v
 
     The probe's method is fitted at every place, all of which are read in one forward pass over the fit suite. The place with the best AUROC on the validation
     groups is taken (of equals the earliest layer), the probe is fitted there to the whole fit suite, and its threshold is calibrated there. The whole curve is
-    part of the evidence. The AUROC of the chosen layer on the validation groups is the best of many, and so too high: claim on other groups.
+    part of the evidence. The AUROC of the chosen layer on the validation groups is the best of many, and so tends to be too high: claim on other groups.
 
     A reading stays a fair test. The choice uses no label of what is read, so given the choice those labels are exchangeable under the null, and the interval is
     that of a detector that was fixed beforehand. The nulls are refitted at the chosen layer alone: their labels are shuffled where they are read too, so what a

@@ -13,6 +13,7 @@ from mi_audit.evidence.records import (
     BaselineRecord,
     CheckRecord,
     ClaimRecord,
+    CurvePoint,
     DetectorRecord,
     FileRecord,
     ModelRecord,
@@ -109,6 +110,25 @@ class Builder:
             file_digest=hashlib.sha256(content).hexdigest(),
         )
         return self.detectors[name]
+
+    def swept(self, detector: DetectorRecord, validation: SuiteRecord, layers: int) -> DetectorRecord:
+        """The detector as if its layer had been chosen of so many; nothing could be fitted at the first."""
+        heights = [None if not layer else 0.93 - 0.002 * (layer - detector.layer) ** 2 for layer in range(layers)]
+        curve = [
+            CurvePoint(
+                layer=layer,
+                auroc=value,
+                low=value and value - 0.06,
+                high=value and value + 0.04,
+                n=validation.n,
+                groups=validation.groups,
+                picked=layer == detector.layer,
+                caveats=() if value else ("the two classes have the same mean activation",),
+            )
+            for layer, value in enumerate(heights)
+        ]
+        self.detectors[detector.name] = detector.model_copy(update={"kind": "sweep", "curve": tuple(curve), "validation_suite": validation.name})
+        return self.detectors[detector.name]
 
     def read(self, detector: DetectorRecord, suite: SuiteRecord, shift: float, centre: float = 0.0, *, controls: bool = True, hostile: bool = False) -> Read:
         """Scores: normal with unit spread around `centre`, positives shifted by `shift`, and a little variation between groups."""
@@ -370,7 +390,8 @@ def realistic() -> Content:
     pairs = build.suite("instructed_pairs[test]", 120, 60, 60, "suites/instructed_pairs.jsonl")
 
     unsafe = build.probe("unsafe_request", "difference_of_means", "resid_post", 15, train, 1.1)
-    refusal = build.probe("refusal", "logistic", "resid_mid", 18, train, 1.6)
+    third = build.suite("unsafe_requests[train][1/3]", 80, 13, 40)
+    refusal = build.swept(build.probe("refusal", "logistic", "resid_mid", 18, train, 1.6), third, 30)
     truth = build.probe("truth", "difference_of_means", "resid_post", 17, cities, None)
 
     unsafe_test, unsafe_benign = build.read(unsafe, test, 3.4, -0.7, hostile=True), build.read(unsafe, benign, 0.0, -2.4, controls=False)
