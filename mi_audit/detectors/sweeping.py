@@ -37,7 +37,7 @@ class Point:
 
 @dataclass(frozen=True, eq=False)
 class Curve:
-    """How well the probe reads at every place, ascending, on the same validation prompts. The AUROC of the place picked is the best of many, and so tends to be too high."""
+    """How well the probe reads at every place, ascending, on the same validation prompts. The best of many AUROCs tends to be too high."""
 
     points: tuple[Point, ...]
     picked: At
