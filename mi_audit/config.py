@@ -10,6 +10,7 @@ from mi_audit.errors import PlanError
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
 FORMATS: Final = ("html", "none")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
+TEXTS: Final = ("redacted", "shown")
 USUAL_ALPHA: Final = 0.1
 """A level above it is for trying things out: such a run is PARTIAL."""
 
@@ -30,6 +31,7 @@ OPTIONS: Final = (
     Option("dtype", "DTYPE", "auto", "auto (float32 on CPU, the checkpoint's on GPU), float32, bfloat16, float16"),
     Option("out", "DIR", "", "where the evidence goes (default audit-results/<time>-<model>)"),
     Option("format", "FORMAT", "html", "report beside the evidence: html or none"),
+    Option("texts", "MODE", "redacted", "texts of the prompts that score highest, in evidence and report: redacted or shown (they may be harmful or secret)"),
     Option("alpha", "ALPHA", "0.025", "one-sided probability at most with which a claim wrongly passes"),
     Option("seed", "SEED", "0", "seed of every random step"),
     Option("limit", "N", "", "read at most N prompts of each suite, for trying things out; such a run is PARTIAL"),
@@ -45,6 +47,7 @@ class Settings:
     dtype: str = "auto"
     out: Path | None = None
     format: str = "html"
+    texts: str = "redacted"
     alpha: float = 0.025
     seed: int = 0
     limit: int | None = None
@@ -60,12 +63,15 @@ class Settings:
             raise PlanError(f"--audit-dtype {values['dtype']}: known are {', '.join(DTYPES)}")
         if values["format"] not in FORMATS:
             raise PlanError(f"--audit-format {values['format']}: known formats are {', '.join(FORMATS)}")
+        if values["texts"] not in TEXTS:
+            raise PlanError(f"--audit-texts {values['texts']}: write {' or '.join(TEXTS)}")
         return cls(
             model=values["model"],
             device=values["device"],
             dtype=values["dtype"],
             out=Path(values["out"]) if values["out"] else None,
             format=values["format"],
+            texts=values["texts"],
             alpha=_number(values["alpha"], "--audit-alpha", 1e-6, 0.5),
             seed=_whole(values["seed"], "--audit-seed", 0, 2**53 - 1),
             limit=_whole(values["limit"], "--audit-limit", 1, 2**53 - 1) if values["limit"] else None,

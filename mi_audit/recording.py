@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 from mi_audit.evidence import records as r
 from mi_audit.evidence import store
 from mi_audit.evidence.samples import Arm, SampleTable
+from mi_audit.evidence.tokens import TokenTable
 from mi_audit.judging.results import AuditResult, DecidedClaim
 from mi_audit.plan.detectors import DetectorSpec
 from mi_audit.plan.measurements import EstimateSpec, ReadSpec
 from mi_audit.stats.verdict import Verdict
 from mi_audit.suites.suite import Suite
+from mi_audit.token_table import add_token_scores
 from mi_audit.worst import worst_prompts
 
 if TYPE_CHECKING:
@@ -41,18 +43,19 @@ def record(run: "Session", results: Sequence[AuditResult], exit_code: int) -> li
     specs = _estimates_used(results)
     readings = list(dict.fromkeys(spec.reading for spec in specs))
     pairs = {spec.reading: spec.pairs for spec in specs if spec.pairs}
-    samples = SampleTable()
+    samples, tokens = SampleTable(), TokenTable(texts_shown=run.settings.texts == "shown")
     files: dict[str, bytes] = {}
     suites: dict[str, Suite] = {}
     detectors: list[r.DetectorRecord] = []
     taken: list[r.ReadingRecord] = []
-    if run.bench is not None:
+    if run.bench is not None and run.model is not None:
         for spec in dict.fromkeys(reading.detector for reading in readings):
             curve = run.bench.curve(spec)
             detectors.append(_detector(spec, run.bench, curve, files))
             suites.update((suite.digest, suite) for suite in (*spec.suites, *([curve.validation] if curve else [])))
+        missing = add_token_scores(run.model, run.bench, readings, tokens, run.seconds)
         for reading in readings:
-            taken.append(_reading(reading, run.bench, samples, suites, pairs.get(reading)))
+            taken.append(_reading(reading, run.bench, samples, suites, pairs.get(reading), missing.get(reading)))
     claims = [_claim(result, index, decided, run.bench) for result in results for index, decided in enumerate(result.claims) if run.bench is not None]
     evidence = r.RunRecord(
         plan=r.PlanRecord(
@@ -72,6 +75,7 @@ def record(run: "Session", results: Sequence[AuditResult], exit_code: int) -> li
         verdict=Verdict.worst([result.verdict for result in results]),
         partial=tuple(run.partial),
         exit_code=exit_code,
+        texts_shown=run.settings.texts == "shown",
     )
     volatile = r.VolatileRecord(
         run_id=secrets.token_hex(8),
@@ -82,13 +86,14 @@ def record(run: "Session", results: Sequence[AuditResult], exit_code: int) -> li
         seconds=run.seconds,
         cache={},
     )
+    notes = [f"no token scores of {each.detector} on {each.suite}: {each.tokens_error}" for each in taken if each.tokens_error is not None]
     if run.settings.format == "none":
-        store.write(run.directory, evidence, volatile, samples, files)
-        return [f"evidence: {run.directory}"]
+        store.write(run.directory, evidence, volatile, samples, tokens, files)
+        return [f"evidence: {run.directory}", *notes]
     from mi_audit.reporting.html import render
 
-    store.write(run.directory, evidence, volatile, samples, files, render)
-    return [f"evidence: {run.directory}", f"report:   {run.directory / store.REPORT}"]
+    store.write(run.directory, evidence, volatile, samples, tokens, files, render)
+    return [f"evidence: {run.directory}", f"report:   {run.directory / store.REPORT}", *notes]
 
 
 def _estimates_used(results: Sequence[AuditResult]) -> list[EstimateSpec]:
@@ -178,7 +183,7 @@ def _points(curve: "Curve") -> Iterator[r.CurvePoint]:
         )
 
 
-def _reading(spec: ReadSpec, bench: "Bench", samples: SampleTable, suites: dict[str, Suite], pairs: str | None) -> r.ReadingRecord:
+def _reading(spec: ReadSpec, bench: "Bench", samples: SampleTable, suites: dict[str, Suite], pairs: str | None, tokens_error: str | None) -> r.ReadingRecord:
     data = bench.read(spec)
     suites[data.suite.digest] = data.suite
     samples.add(
@@ -203,6 +208,7 @@ def _reading(spec: ReadSpec, bench: "Bench", samples: SampleTable, suites: dict[
         threshold=data.threshold,
         excluded_tokens=data.excluded_tokens,
         controls=spec.controls,
+        tokens_error=_scrubbed(tokens_error) if tokens_error else None,
     )
 
 

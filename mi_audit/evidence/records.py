@@ -212,6 +212,8 @@ class ReadingRecord(Record):
     """Attention sinks left out of pooled readings."""
     controls: Flag
     """Whether controls were run beside it."""
+    tokens_error: Text | None
+    """Why its highest prompts are not in `tokens.parquet`; absent where they are. Nothing that was claimed depends on it."""
 
 
 class NullRecord(Record):
@@ -407,6 +409,8 @@ class RunRecord(Record):
     """Why this run can't gate; empty if it can."""
     exit_code: Count
     """Exit code of the run."""
+    texts_shown: Flag
+    """Whether `tokens.parquet` holds the texts of tokens; they are redacted otherwise."""
     tables: dict[Name, TableRecord] = {}
     """The Parquet tables by file name; filled in by the store."""
 

@@ -18,10 +18,11 @@ from typing import Final
 import pyarrow as pa
 
 from mi_audit.errors import EvidenceError
-from mi_audit.evidence import canonical, consistency, parquet, tables
+from mi_audit.evidence import canonical, consistency, parquet, tables, tokens
 from mi_audit.evidence.canonical import Evidence
 from mi_audit.evidence.records import RunRecord, VolatileRecord
 from mi_audit.evidence.samples import SampleTable
+from mi_audit.evidence.tokens import TokenTable
 
 EVIDENCE: Final = "evidence.json"
 REPORT: Final = "report.html"
@@ -44,12 +45,17 @@ class Bundle:
         """Rows of the sample table, optionally of one arm or one measurement (a reading's id) only."""
         return parquet.load(self.directory / tables.SAMPLES, columns=columns, equal={"arm": arm, "measurement": measurement})
 
+    def tokens(self) -> pa.Table:
+        """The token table."""
+        return parquet.load(self.directory / tables.TOKENS, columns=None, equal={})
+
 
 def write(
     directory: Path,
     run: RunRecord,
     volatile: VolatileRecord,
     samples: SampleTable,
+    token_table: TokenTable,
     detector_files: Mapping[str, bytes],
     html: Callable[[Path], str] | None = None,
 ) -> None:
@@ -69,7 +75,7 @@ def write(
         scratch = directory.parent / f".{directory.name}.{secrets.token_hex(6)}.partial"
         try:
             scratch.mkdir()
-            _fill(scratch, run, volatile, samples, detector_files, html)
+            _fill(scratch, run, volatile, samples, token_table, detector_files, html)
             _flush(scratch)
             _move(scratch, directory)
         finally:
@@ -100,8 +106,12 @@ def read(directory: Path) -> Bundle:
                 raise EvidenceError(f"{directory / name} is not the table that {EVIDENCE} describes: its rows were changed")
             if found.sha256 != record.sha256:
                 raise EvidenceError(f"{directory / name} was written anew or damaged: its rows are those of the run, its SHA-256 is not")
+        if run.tables[tables.TOKENS].rows > tokens.most_rows(run):
+            raise EvidenceError(f"{directory / tables.TOKENS} has {run.tables[tables.TOKENS].rows} rows, more than its readings can have; it is not read")
+        bundle = Bundle(directory, run, evidence.volatile)
+        tokens.check(bundle.tokens(), run)
         _check_detectors(directory, run)
-        return Bundle(directory, run, evidence.volatile)
+        return bundle
 
 
 def write_report(directory: Path, html: str) -> Path:
@@ -126,10 +136,12 @@ def _fill(
     run: RunRecord,
     volatile: VolatileRecord,
     samples: SampleTable,
+    token_table: TokenTable,
     detector_files: Mapping[str, bytes],
     html: Callable[[Path], str] | None,
 ) -> None:
-    every = {**tables.flat_tables(run), tables.SAMPLES: samples.table()}
+    every = {**tables.flat_tables(run), tables.SAMPLES: samples.table(), tables.TOKENS: token_table.table()}
+    tokens.check(every[tables.TOKENS], run)
     records = {}
     for name, table in every.items():
         parquet.save(scratch / name, table, sorted_by=tables.sorted_by(name), schema_version=run.schema_version, plan_digest=run.plan.digest)

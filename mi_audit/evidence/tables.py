@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mi_audit.evidence import samples
+from mi_audit.evidence import samples, tokens
 from mi_audit.evidence.canonical import fragment
 from mi_audit.evidence.records import AuditRecord, ClaimRecord, ModelRecord, PlanRecord, Record, RunRecord
 
@@ -23,7 +23,8 @@ RUNS: Final = "runs.parquet"
 AUDITS: Final = "audits.parquet"
 CLAIMS: Final = "claims.parquet"
 SAMPLES: Final = "samples.parquet"
-NAMES: Final = (RUNS, AUDITS, CLAIMS, SAMPLES)
+TOKENS: Final = "tokens.parquet"
+NAMES: Final = (RUNS, AUDITS, CLAIMS, SAMPLES, TOKENS)
 
 _MODEL_COLUMNS: Final = ("ref", "root", "architecture", "parameters", "revision", "dtype", "device", "attention")
 _PLAN_COLUMNS: Final = ("alpha", "seed", "limit")
@@ -37,7 +38,7 @@ def flat_tables(run: RunRecord) -> dict[str, pa.Table]:
 
 def sorted_by(name: str) -> tuple[str, ...]:
     """The columns that a table's rows are sorted by; none where they keep the plan's order."""
-    return samples.SORTED_BY if name == SAMPLES else ()
+    return {SAMPLES: samples.SORTED_BY, TOKENS: tokens.SORTED_BY}.get(name, ())
 
 
 class RowDigest:

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import pyarrow as pa
 
 from mi_audit.errors import EvidenceError
 from mi_audit.evidence.records import ReadingRecord
 from mi_audit.evidence.store import Bundle
+from mi_audit.evidence.stretches import stretches
 from mi_audit.reporting.charts_scores import Histogram, Roc, histogram, roc
+from mi_audit.reporting.heat import Heat, TokenScores
 
 TOP: Final = 10
 RANDOM: Final = 5
@@ -41,6 +42,7 @@ class ReadingView:
     histogram: Histogram
     top: tuple[Sample, ...]
     random: tuple[Sample, ...]
+    heat: Heat | None
 
 
 class Scores:
@@ -48,18 +50,16 @@ class Scores:
 
     def __init__(self, bundle: Bundle) -> None:
         table = bundle.samples(columns=_COLUMNS, arm="detector")
-        measurements = np.asarray(table["measurement"].cast(pa.string()), dtype=object)
-        starts = [row for row in range(len(measurements)) if row == 0 or measurements[row] != measurements[row - 1]]
-        ends = [*starts, len(measurements)][1:]
-        self._tables = {str(measurements[start]): table.slice(start, end - start) for start, end in zip(starts, ends, strict=True)}
+        self._tables = {str(measurement): part for (measurement,), part in stretches(table, "measurement")}
+        self._tokens = TokenScores(bundle.tokens())
         self._seed = bundle.run.plan.seed
         self._digests: dict[str, Mapping[str, str]] = {}
 
-    def view(self, number: int, reading: ReadingRecord) -> ReadingView:
-        """Charts and samples of one reading; the random few follow from the plan's seed.
+    def view(self, number: int, reading: ReadingRecord, tokens: int) -> ReadingView:
+        """Charts, samples and heat strips of at most `tokens` tokens of one reading; the random few follow from the plan's seed.
 
         Raises:
-            EvidenceError: the sample table does not hold the reading as recorded.
+            EvidenceError: the sample table does not hold the reading as recorded, or the token table holds other prompts.
         """
         rows = self._rows(reading)
         values = np.asarray(rows["value"], dtype=np.float64)
@@ -74,6 +74,7 @@ class Scores:
             histogram=histogram(values, labels, reading.threshold),
             top=tuple(_sample(rows, int(row), reading.threshold) for row in top),
             random=tuple(_sample(rows, row, reading.threshold) for row in drawn),
+            heat=self._tokens.heat(reading, [(prompts[row], float(values[row])) for row in top], float(np.median(values)), tokens),
         )
 
     def digests(self, reading: ReadingRecord) -> Mapping[str, str]:

@@ -24,9 +24,17 @@ class Detail:
     cards: int
     readings: int
     rows: int
+    tokens: int
 
 
-DETAILS: Final = (Detail(150, 80, 2_000), Detail(60, 40, 1_000), Detail(30, 15, 500), Detail(10, 5, 150), Detail(3, 2, 40))
+DETAILS: Final = (
+    Detail(150, 80, 2_000, 200),
+    Detail(150, 80, 2_000, 60),
+    Detail(60, 40, 1_000, 60),
+    Detail(30, 15, 500, 60),
+    Detail(10, 5, 150, 60),
+    Detail(3, 2, 40, 0),
+)
 
 
 @dataclass(frozen=True)
@@ -129,7 +137,7 @@ def page(bundle: Bundle, scores: Scores, reports: Path, detail: Detail) -> Page:
         brief_left_out=max(len(brief) - detail.rows, 0),
         numbers=numbers,
         carded=frozenset(numbers[audit.id] for audit in carded),
-        readings=tuple(scores.view(places[reading.id], reading) for reading in readings),
+        readings=tuple(scores.view(places[reading.id], reading, detail.tokens) for reading in readings),
         readings_left_out=len(run.readings) - len(readings),
         detectors=run.detectors[: detail.rows],
         suites=run.suites[: detail.rows],

@@ -26,11 +26,14 @@ from mi_audit.evidence.records import (
     VolatileRecord,
 )
 from mi_audit.evidence.samples import Arm, SampleTable
+from mi_audit.evidence.tokens import PROMPTS, TokenTable
 from mi_audit.stats.verdict import Verdict
 
 ALPHA = 0.025
 DRAWS = 99
 HOSTILE = "<script>alert(1)</script> \u202egnp.exe\u202c z\u200bw \x1b[31mred\x1b[0m {{ 7 * 7 }} {% raw %} \" ' & http://evil.example/x.png"
+HOSTILE_TOKENS = ["<script>", "</li>", "<b>x", "\u202e", "\x1b[31m", "\n", "\t", "", " \u200b", "&amp;", "{{ 7 * 7 }}", "\"'", "é", "שלום", "a" * 70]
+WORDS = ["How", " do", " I", " get", " in", "to", " a", " locked", " car", "?", "\n", "You", " can"]
 HOSTILE_PROMPT = '"><img src=x onerror=alert(1)>\u202e\x1b[2J{{ config }}'
 
 
@@ -45,10 +48,11 @@ class Content:
     run: RunRecord
     volatile: VolatileRecord
     samples: SampleTable
+    tokens: TokenTable
     files: dict[str, bytes]
 
     def write(self, directory: Path, html=None) -> Path:
-        store.write(directory, self.run, self.volatile, self.samples, self.files, html)
+        store.write(directory, self.run, self.volatile, self.samples, self.tokens, self.files, html)
         return directory
 
 
@@ -71,6 +75,7 @@ class Builder:
     """Collects records that refer to one another."""
 
     seed: int = 7
+    texts_shown: bool = True
     suites: dict[str, SuiteRecord] = field(default_factory=dict)
     detectors: dict[str, DetectorRecord] = field(default_factory=dict)
     readings: list[ReadingRecord] = field(default_factory=list)
@@ -81,6 +86,7 @@ class Builder:
 
     def __post_init__(self) -> None:
         self.random = np.random.default_rng(self.seed)
+        self.tokens = TokenTable(texts_shown=self.texts_shown)
 
     def suite(self, name: str, n: int, groups: int, positives: int | None, source: str = "shipped with the audit") -> SuiteRecord:
         negatives = None if positives is None else n - positives
@@ -153,6 +159,7 @@ class Builder:
             threshold=detector.threshold,
             excluded_tokens=0,
             controls=controls,
+            tokens_error=None,
         )
         self.readings.append(record)
         thresholds = None if detector.threshold is None else np.array([detector.threshold])
@@ -175,7 +182,19 @@ class Builder:
             token_index=[17 + row % 9 for row in range(n)],
             arms=arms,
         )
-        return Read(record, scores, labels, ids)
+        read = Read(record, scores, labels, ids)
+        for rank, row in enumerate(sorted(range(n), key=lambda row: (-scores[row], ids[row]))[:PROMPTS]):
+            self.strip(read, rank, row, [HOSTILE, *HOSTILE_TOKENS] if hostile else WORDS)
+        return read
+
+    def strip(self, read: Read, rank: int, row: int, words: list[str], length: int = 24) -> None:
+        """A prompt of `length` tokens with a sink at its start, read at its last one."""
+        random = np.random.default_rng([self.seed, rank])
+        scores = random.normal(read.scores.mean(), 1.5, length)
+        scores[0], scores[-1] = 80.0, read.scores[row]
+        places = np.arange(length)
+        texts = ["<s>", *(words[place % len(words)] for place in range(length - 1))]
+        self.tokens.add(read.record.id, rank, read.ids[row], texts=texts, scores=scores, read=places == length - 1, sinks=places == 0)
 
     def audit(self, id: str, title: str, doc: str, about: str, parts: list[dict], **more) -> AuditRecord:
         """An audit with one claim for each of `parts` (arguments of `claim`)."""
@@ -255,6 +274,7 @@ class Builder:
             "verdict": Verdict.worst([audit.verdict for audit in self.audits]),
             "partial": (),
             "exit_code": 12,
+            "texts_shown": self.texts_shown,
         } | more
         return RunRecord(
             suites=list(self.suites.values()),
@@ -266,7 +286,7 @@ class Builder:
         )
 
     def content(self, **more) -> Content:
-        return Content(self.run(**more), volatile(), self.samples, self.files)
+        return Content(self.run(**more), volatile(), self.samples, self.tokens, self.files)
 
 
 BOUNDED = {"auroc", "recall", "rate", "accuracy"}

@@ -12,6 +12,7 @@ TEXT = [(ink, ground) for ink in ("ink", "muted", "link") for ground in ("ground
     ("ink", "inconclusive-soft"),
     ("ink", "error-soft"),
     ("on-mark", "inconclusive"),
+    *(("ink", f"{side}-{step}") for side in ("above", "below") for step in (1, 2, 3, 4)),
     *((verdict, f"{verdict}-soft") for verdict in ("pass", "inconclusive", "fail", "error")),
 ]
 GRAPHICS = [

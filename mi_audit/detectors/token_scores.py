@@ -1,0 +1,83 @@
+"""A detector's score at every token of the prompts that score highest: what the number of a reading is made of, to look at. No claim rests on it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mi_audit.detectors.fitted import FittedDetector
+from mi_audit.detectors.readings import ReadingData
+from mi_audit.engine.every_token import EveryToken, every_token
+from mi_audit.engine.selection import select
+from mi_audit.engine.tokens import Encoded, encode
+from mi_audit.errors import DetectorError
+from mi_audit.stats.checks import Bools, Floats
+from mi_audit.suites.prompt import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from mi_audit.model.loaded import LoadedModel
+
+
+@dataclass(frozen=True, eq=False)
+class TokenScores:
+    """A prompt of L tokens, by its id.
+
+    `texts` are the pieces of the rendered prompt that the tokens cover: joined they give it again, but for tokens that the tokenizer added by itself, which
+    show their name. `scores` [L] are on the detector's own scale. `read` [L] marks what entered the reading, `sinks` [L] the attention sinks. The score is
+    affine in the activation: the mean over the read tokens is the reading's own score of the prompt.
+    """
+
+    prompt: str
+    texts: tuple[str, ...]
+    scores: Floats
+    read: Bools
+    sinks: Bools
+
+
+def token_scores(model: "LoadedModel", detector: FittedDetector, reading: ReadingData, top: int) -> tuple[TokenScores, ...]:
+    """Score every token of the `top` prompts that score highest, highest first; ties go by id. A forward pass per small batch.
+
+    Raises:
+        HookPointError, PromptError: as `engine.every_token`.
+        DetectorError: a score is not finite.
+    """
+    prompts = [reading.suite.prompts[row] for row in highest(reading, top)]
+    encoded = [encode(model.tokenizer, prompt, max_length=model.max_length) for prompt in prompts]
+    tokens = every_token(model, encoded, detector.at)
+    return tuple(_scored(model.tokenizer, detector, prompt, each, acts) for prompt, each, acts in zip(prompts, encoded, tokens, strict=True))
+
+
+def highest(reading: ReadingData, top: int) -> Sequence[int]:
+    """Rows of the `top` prompts with the highest scores, highest first; ties go by id."""
+    return sorted(range(len(reading.values)), key=lambda row: (-reading.values[row], reading.ids[row]))[:top]
+
+
+def _scored(tokenizer: "PreTrainedTokenizerBase", detector: FittedDetector, prompt: Prompt, encoded: Encoded, tokens: EveryToken) -> TokenScores:
+    scores = detector.score(tokens.activations.astype(np.float64))
+    if not np.isfinite(scores).all():
+        position = int(np.argmin(np.isfinite(scores)))
+        raise DetectorError(f"{detector.spec.name}: its score of token {position} of prompt {prompt.id!r} is not finite; load the model with dtype='float32'")
+    read = np.zeros(len(scores), dtype=np.bool_)
+    read[select(encoded, detector.spec.tokens, prompt)] = True
+    if read.sum() > 1:
+        read &= ~tokens.sinks
+    return TokenScores(prompt.id, texts_of(tokenizer, encoded), scores, read, tokens.sinks)
+
+
+def texts_of(tokenizer: "PreTrainedTokenizerBase", encoded: Encoded) -> tuple[str, ...]:
+    """The text that each token adds to those before it: empty for the later bytes of a character that is split over tokens.
+
+    White space that no token's offsets cover goes to the token after it. Where the tokenizer can't tell which characters a token covers, and for tokens that it
+    added by itself, the text is the token's name in the vocabulary.
+    """
+    names = [str(name) for name in tokenizer.convert_ids_to_tokens(list(encoded.ids))]
+    if encoded.offsets is None:
+        return tuple(names)
+    texts, reached = [], 0
+    for name, added, (_, end) in zip(names, encoded.added, encoded.offsets, strict=True):
+        texts.append(name if added else encoded.text[reached:end])
+        reached = max(reached, end)
+    return tuple(texts)

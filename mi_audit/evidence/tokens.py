@@ -1,0 +1,130 @@
+"""The token table: a detector's score at every token of the few prompts of each reading that score highest. It illustrates; no claim is computed from it.
+
+Columns: measurement (id of the reading), prompt, rank (0: the highest score; ties go by id), position (of the token in the prompt, from 0), text (null where
+texts are redacted), score, read (whether the token entered the reading), sink (whether it is an attention sink). Rows are sorted by measurement, rank and
+position. Of a longer prompt the last `MAX_TOKENS` tokens are kept, of a longer text its first `MAX_TEXT` characters.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mi_audit.errors import EvidenceError
+from mi_audit.evidence.records import RunRecord
+from mi_audit.evidence.samples import TEXT
+from mi_audit.evidence.stretches import stretches
+
+PROMPTS: Final = 5
+MAX_TOKENS: Final = 512
+MAX_TEXT: Final = 64
+SCHEMA: Final = pa.schema(
+    [
+        pa.field("measurement", TEXT, nullable=False),
+        pa.field("prompt", TEXT, nullable=False),
+        pa.field("rank", pa.int32(), nullable=False),
+        pa.field("position", pa.int32(), nullable=False),
+        pa.field("text", TEXT),
+        pa.field("score", pa.float64(), nullable=False),
+        pa.field("read", pa.bool_(), nullable=False),
+        pa.field("sink", pa.bool_(), nullable=False),
+    ]
+)
+SORTED_BY: Final = ("measurement", "rank", "position")
+
+
+class TokenTable:
+    """Collects prompts, and makes one table of them. The tokens' texts are left out unless `texts_shown`."""
+
+    def __init__(self, *, texts_shown: bool) -> None:
+        self._shown = texts_shown
+        self._parts: dict[tuple[str, int], pa.Table] = {}
+
+    def add(
+        self,
+        reading_id: str,
+        rank: int,
+        prompt: str,
+        *,
+        texts: Sequence[str],
+        scores: NDArray[np.floating],
+        read: NDArray[np.bool_],
+        sinks: NDArray[np.bool_],
+    ) -> None:
+        """Add a prompt of L tokens; every sequence has length L.
+
+        Raises:
+            EvidenceError: lengths differ, or the reading has a prompt of this rank already.
+        """
+        length = len(scores)
+        if {len(texts), len(read), len(sinks)} != {length} or (reading_id, rank) in self._parts:
+            raise EvidenceError(f"reading {reading_id}, prompt {prompt!r} of rank {rank}: its columns differ in length, or the rank was added before")
+        kept = slice(max(length - MAX_TOKENS, 0), None)
+        positions = np.arange(length, dtype=np.int32)[kept]
+        n = len(positions)
+        shown = pa.array([_cut(text) for text in texts[kept]], pa.string()) if self._shown else pa.nulls(n, pa.string())
+        columns = [
+            pa.array([reading_id] * n),
+            pa.array([prompt] * n),
+            pa.array(np.full(n, rank, dtype=np.int32)),
+            pa.array(positions),
+            shown,
+            pa.array(np.asarray(scores, dtype=np.float64)[kept]),
+            pa.array(np.asarray(read)[kept]),
+            pa.array(np.asarray(sinks)[kept]),
+        ]
+        self._parts[reading_id, rank] = pa.Table.from_arrays(
+            [column.dictionary_encode() if field.type == TEXT else column for field, column in zip(SCHEMA, columns, strict=True)], schema=SCHEMA
+        )
+
+    def table(self) -> pa.Table:
+        """All rows, sorted."""
+        return pa.concat_tables([SCHEMA.empty_table(), *(self._parts[key] for key in sorted(self._parts))]).unify_dictionaries()
+
+
+def most_rows(run: RunRecord) -> int:
+    """How many rows the token table of a run can have, at most."""
+    return len(run.readings) * PROMPTS * MAX_TOKENS
+
+
+def check(table: pa.Table, run: RunRecord) -> None:
+    """Refuse a token table that does not fit the records.
+
+    Raises:
+        EvidenceError: says what does not fit: its columns; a reading's prompts, ranks or positions; a score that is not finite; a text where the run says
+            that texts are redacted, or none where it says that they are shown.
+    """
+    problem = next(_problems(table, run), None)
+    if problem:
+        raise EvidenceError(f"the token table contradicts the records: {problem}")
+
+
+def _problems(table: pa.Table, run: RunRecord) -> Iterator[str]:
+    if not table.schema.remove_metadata().equals(SCHEMA):
+        yield f"its columns are {', '.join(f'{field.name} {field.type}' for field in table.schema)[:400]}"
+        return
+    if any(table[name].null_count for name in table.column_names if name != "text") or not np.isfinite(np.asarray(table["score"])).all():
+        yield "a score is not finite, or a cell is empty"
+    if table["text"].null_count != (0 if run.texts_shown else table.num_rows):
+        yield f"the run says that texts are {'shown' if run.texts_shown else 'redacted'}, the table does not agree"
+    elif any(len(text) > MAX_TEXT for text in table["text"].unique().to_pylist() if text is not None):
+        yield f"a text is longer than {MAX_TEXT} characters"
+    found: dict[object, list[tuple[object, object, NDArray[np.int32]]]] = {}
+    for (measurement, rank, prompt), part in stretches(table, "measurement", "rank", "prompt"):
+        found.setdefault(measurement, []).append((rank, prompt, np.asarray(part["position"])))
+    for measurement in found.keys() - {reading.id for reading in run.readings}:
+        yield f"it scores tokens of the reading {str(measurement)[:80]!r}, which is not recorded"
+    for reading in run.readings:
+        expected = 0 if reading.tokens_error is not None else min(PROMPTS, reading.n)
+        prompts = found.get(reading.id, [])
+        if [rank for rank, _, _ in prompts] != list(range(expected)) or len({prompt for _, prompt, _ in prompts}) < expected:
+            yield f"of the reading {reading.id} it has not the {expected} prompts that score highest, each once and in order"
+        for _, prompt, positions in prompts:
+            if len(positions) > MAX_TOKENS or positions[0] < 0 or (np.diff(positions) != 1).any():
+                yield f"the prompt {str(prompt)[:80]!r} of the reading {reading.id} has not at most {MAX_TOKENS} consecutive tokens"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else f"{text[: MAX_TEXT - 1]}…"
