@@ -19,7 +19,7 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Detail:
-    """How much is printed in full; the rest is counted and left to the Parquet. What did not pass comes first."""
+    """How much is printed in full, and tokens per heat strip; the rest is counted and left to the Parquet. What did not pass comes first."""
 
     cards: int
     readings: int
@@ -29,10 +29,10 @@ class Detail:
 
 DETAILS: Final = (
     Detail(150, 80, 2_000, 200),
-    Detail(150, 80, 2_000, 60),
-    Detail(60, 40, 1_000, 60),
-    Detail(30, 15, 500, 60),
-    Detail(10, 5, 150, 60),
+    Detail(150, 80, 2_000, 100),
+    Detail(60, 40, 1_000, 40),
+    Detail(30, 15, 500, 40),
+    Detail(10, 5, 150, 40),
     Detail(3, 2, 40, 0),
 )
 

@@ -20,6 +20,7 @@ GRAPHICS = [
     *((mark, ground) for mark in ("pass", "inconclusive", "fail", "error", "null", "muted", "ink") for ground in ("panel", "shade")),
     *((mark, "panel") for mark in ("positive", "negative", "edge", "link")),
     ("edge", "ground"),
+    *((bar, f"{side}-{step}") for bar, side in (("positive", "above"), ("negative", "below")) for step in (1, 2, 3, 4)),
 ]
 
 
