@@ -102,8 +102,10 @@ def _thinned(alarms: Floats, hits: Floats) -> NDArray[np.intp]:
 
 def _edges(scores: Floats) -> Floats:
     low, high = float(scores.min()), float(scores.max())
-    if high - low <= 1e-12 * max(abs(low), abs(high), 1.0):
-        low, high = low - 0.5, high + 0.5
+    scale = max(abs(low), abs(high), 1.0)
+    if high - low <= 1e-12 * scale:
+        room = max(0.5, 1e-6 * scale)
+        low, high = low - room, high + room
     return np.linspace(low, high, BINS + 1)
 
 

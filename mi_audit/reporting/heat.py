@@ -86,7 +86,7 @@ class TokenScores:
 
 def _reach(table: pa.Table, centre: float) -> float:
     """How far from the centre 95 % of the tokens lie, attention sinks left aside: they would leave no colour to the others."""
-    away = np.abs(_scores(table) - centre)
+    away = np.abs(_scores(table) - np.clip(centre, -LARGEST, LARGEST))
     plain = away[~np.asarray(table["sink"])]
     reach = float(np.quantile(plain if len(plain) else away, 0.95))
     return reach or 1.0
@@ -100,7 +100,7 @@ def _strip(prompt: str, value: float, table: pa.Table, centre: float, reach: flo
     positions, read, sinks = (np.asarray(table[name]) for name in ("position", "read", "sink"))
     last = table.slice(max(table.num_rows - drawn, 0))
     scores = _scores(last)
-    levels = np.clip(np.rint(LEVELS * (scores - centre) / reach), -LEVELS, LEVELS).astype(int).tolist()
+    levels = np.clip(np.rint((scores - np.clip(centre, -LARGEST, LARGEST)) / reach * LEVELS), -LEVELS, LEVELS).astype(int).tolist()
     texts: list[str | None] = last["text"].to_pylist()
     marks: list[tuple[bool, bool]] = list(zip(read[-len(levels) :].tolist(), sinks[-len(levels) :].tolist(), strict=True))
     return Strip(

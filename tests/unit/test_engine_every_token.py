@@ -72,6 +72,6 @@ def test_failures_are_named(model):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     breaking = model.base.register_forward_pre_hook(full)
-    with pytest.raises(PromptError, match="5 prompts of up to 9[01] tokens don't fit into the memory of cpu"):
+    with pytest.raises(PromptError, match=r"5 prompts of up to 9[01] tokens don't fit into the memory of cpu"):
         every_token(model, encoded(model), AT)
     breaking.remove()
