@@ -32,7 +32,8 @@ from mi_audit.stats.verdict import Verdict
 ALPHA = 0.025
 DRAWS = 99
 HOSTILE = "<script>alert(1)</script> \u202egnp.exe\u202c z\u200bw \x1b[31mred\x1b[0m {{ 7 * 7 }} {% raw %} \" ' & http://evil.example/x.png"
-HOSTILE_TOKENS = ["<script>", "</li>", "<b>x", "\u202e", "\x1b[31m", "\n", "\t", "", " \u200b", "&amp;", "{{ 7 * 7 }}", "\"'", "é", "שלום", "a" * 70, "\u202e" * 9]
+HIDDEN_TOKENS = ["\u202e", "\x1b[31m", "\n", "\t", "", " \u200b"]
+HOSTILE_TOKENS = ["<script>", "</li>", "<b>x", *HIDDEN_TOKENS, "&amp;", "{{ 7 * 7 }}", "\"'", "é", "שלום", "a" * 70, "\u202e" * 9]
 WORDS = ["How", " do", " I", " get", " in", "to", " a", " locked", " car", "?", "\n", "You", " can"]
 HOSTILE_PROMPT = '"><img src=x onerror=alert(1)>\u202e\x1b[2J{{ config }}'
 
