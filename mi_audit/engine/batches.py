@@ -1,49 +1,118 @@
-"""Which prompts pass through the model together."""
+"""Which prompts pass through the model together, and in which rows."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
-import torch
-from torch import Tensor
+from mi_audit.model.packing import ROW_TOKENS, Packing
 
 DEFAULT_BUDGET: Final = 2048
-"""Padded tokens in a batch. On a CPU the speed is flat from 512 to 4096 and falls beyond; half of that keeps the memory of a batch small too."""
+"""Tokens in a batch, with those that fill up its rows. On a CPU the speed is flat from 512 to 4096; half of that keeps the memory of a batch small too."""
+
+LEAST_SHARED: Final = 8
+"""Prompts that begin with the same tokens, and how many of these, before it is worth a pass of its own."""
+
+Ids = tuple[int, ...]
 
 
-def plan_batches(lengths: Sequence[int], budget: int = DEFAULT_BUDGET) -> list[list[int]]:
-    """Cut prompts, sorted by length, into batches of at most `budget` tokens with their padding; a longer prompt makes a batch of its own.
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Prompts that pass together: `rows` of indices, in a packed batch several prompts to a row, else one; `prefix`, tokens that all of them begin with and
+    that the rows therefore leave out."""
 
-    The longest come first, so that a batch that does not fit into memory fails at once; equal lengths keep their order.
+    rows: tuple[tuple[int, ...], ...]
+    packed: bool
+    prefix: Ids = ()
+
+    @property
+    def prompts(self) -> tuple[int, ...]:
+        """The indices of its prompts, row by row."""
+        return tuple(index for row in self.rows for index in row)
+
+    def halves(self) -> "tuple[Batch, Batch] | None":
+        """Two batches of half the rows, or of half the one row; None for a single prompt."""
+        rows = self.rows if len(self.rows) > 1 else tuple((index,) for index in self.rows[0])
+        if len(rows) == 1:
+            return None
+        half = len(rows) // 2
+        return Batch(rows[:half], self.packed, self.prefix), Batch(rows[half:], self.packed, self.prefix)
+
+    def alone(self) -> "tuple[Batch, ...]":
+        """Every prompt in a batch of its own, from its first token on."""
+        return tuple(Batch(((index,),), packed=False) for index in self.prompts)
+
+
+def plan_batches(prompts: Sequence[Ids], packing: Packing, budget: int = DEFAULT_BUDGET) -> list[Batch]:
+    """Cut prompts into batches of at most `budget` tokens; a longer prompt makes a batch of its own. The same prompts give the same batches.
+
+    Where packing is exact, prompts that begin with the same tokens (a chat template's system prompt) share one pass over these, and what is left of them fills
+    rows of at most `ROW_TOKENS`, best fit, longest first. Prompts that don't fit, and all where packing is not exact, are sorted by length and padded.
 
     Args:
-        lengths: tokens of each prompt.
+        prompts: the token ids of each.
+        packing: what is exact on this model.
         budget: rows × longest row of a batch, at most.
 
     Returns:
-        The batches, each a list of indices into `lengths`; every index occurs once.
+        The batches; every index into `prompts` occurs once.
 
     Raises:
         ValueError: a budget below 1.
     """
     if budget < 1:
         raise ValueError(f"a batch holds at least one token, not {budget}")
-    batches: list[list[int]] = []
-    room = 0
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        if room == 0:
-            batches.append([])
-            room = max(1, budget // max(1, lengths[index]))
-        batches[-1].append(index)
-        room -= 1
+    packable = [index for index, ids in enumerate(prompts) if len(ids) <= packing.longest]
+    taken = set(packable)
+    batches = [Batch(rows, packed=False) for rows in _cut([(index,) for index in range(len(prompts)) if index not in taken], prompts, 0, budget)]
+    for prefix, members in _sharing(packable, prompts) if packing.shared_prefix else [((), packable)]:
+        batches += [Batch(rows, True, prefix) for rows in _cut(_fill(members, prompts, len(prefix)), prompts, len(prefix), budget)]
     return batches
 
 
-def pad_right(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, both int64 [rows, longest row], padded on the right.
+def _sharing(indices: Sequence[int], prompts: Sequence[Ids]) -> list[tuple[Ids, list[int]]]:
+    """The prompts by the tokens that they begin with, where enough of them share enough; the last token of a prompt is always its own."""
+    families: dict[Ids, list[int]] = {}
+    for index in indices:
+        families.setdefault(prompts[index][:LEAST_SHARED], []).append(index)
+    found: list[tuple[Ids, list[int]]] = []
+    single: list[int] = []
+    for family in families.values():
+        shared = _common([prompts[index] for index in family])
+        if len(family) >= LEAST_SHARED and len(shared) >= LEAST_SHARED:
+            found.append((shared, family))
+        else:
+            single += family
+    return [*found, ((), sorted(single))]
 
-    In a causal model no token sees what is to its right, so the padding (token 0, masked) changes no value, and positions count from 0 in every row.
-    """
-    longest = max(len(row) for row in rows)
-    ids = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows])
-    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
-    return ids.to(device), mask.to(device)
+
+def _common(prompts: Sequence[Ids]) -> Ids:
+    low, high = min(prompts), max(prompts)
+    length = min(len(ids) for ids in prompts) - 1
+    return low[: next((at for at, (one, other) in enumerate(zip(low, high, strict=False)) if one != other or at == length), length)]
+
+
+def _fill(indices: Sequence[int], prompts: Sequence[Ids], shared: int) -> list[tuple[int, ...]]:
+    """Rows of at most `ROW_TOKENS` less the shared tokens: longest first, each into the fullest row that takes it."""
+    room = ROW_TOKENS - shared
+    by_space: list[list[list[int]]] = [[] for _ in range(room + 1)]
+    for index in sorted(indices, key=lambda index: (-len(prompts[index]), index)):
+        length = len(prompts[index]) - shared
+        space = next((space for space in range(length, room) if by_space[space]), room)
+        row = by_space[space].pop() if by_space[space] else []
+        row.append(index)
+        by_space[space - length].append(row)
+    return [tuple(row) for rows in by_space for row in rows]
+
+
+def _cut(rows: list[tuple[int, ...]], prompts: Sequence[Ids], shared: int, budget: int) -> list[tuple[tuple[int, ...], ...]]:
+    """Batches of rows: the longest rows come first, so that a batch that does not fit into memory fails at once."""
+    used = {row: sum(len(prompts[index]) - shared for index in row) for row in rows}
+    batches: list[list[tuple[int, ...]]] = []
+    left = 0
+    for row in sorted(rows, key=lambda row: (-used[row], row)):
+        if left == 0:
+            batches.append([])
+            left = max(1, budget // used[row])
+        batches[-1].append(row)
+        left -= 1
+    return [tuple(batch) for batch in batches]

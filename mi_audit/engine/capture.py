@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mi_audit.engine.batches import DEFAULT_BUDGET, plan_batches
-from mi_audit.engine.forward import read_batch
+from mi_audit.engine.cache import ActivationCache, Kept
+from mi_audit.engine.passing import Work, work_through
 from mi_audit.engine.progress import Progress
-from mi_audit.engine.reduction import Reduced
 from mi_audit.engine.selection import select
 from mi_audit.engine.site import Site
 from mi_audit.engine.tokens import encode
@@ -32,16 +32,18 @@ class Captures:
     Attributes:
         n_tokens: int64 [n], tokens of each prompt.
         prompts_forwarded: distinct prompts that passed through the model.
-        tokens_forwarded: their tokens, padding left out.
+        prompts_cached: distinct prompts that were found in the cache.
+        tokens_forwarded: tokens of those that passed, padding left out.
         seconds: wall time of the forward passes.
     """
 
-    def __init__(self, readings: Mapping[Site, "_Reading"], rows: NDArray[np.int64], n_tokens: NDArray[np.int64], seconds: float) -> None:
+    def __init__(self, readings: Mapping[Site, "_Reading"], rows: NDArray[np.int64], n_tokens: NDArray[np.int64], passed: NDArray[np.bool_], seconds: float):
         self._readings = dict(readings)
         self._rows = rows
         self.n_tokens = n_tokens[rows]
-        self.prompts_forwarded = len(n_tokens)
-        self.tokens_forwarded = int(n_tokens.sum())
+        self.prompts_forwarded = int(passed.sum())
+        self.prompts_cached = int((~passed).sum())
+        self.tokens_forwarded = int(n_tokens[passed].sum())
         self.seconds = seconds
 
     @property
@@ -63,12 +65,19 @@ class Captures:
 
 
 def capture(
-    model: "LoadedModel", prompts: Sequence[Prompt], sites: Iterable[Site], *, progress: Progress | None = None, budget: int = DEFAULT_BUDGET
+    model: "LoadedModel",
+    prompts: Sequence[Prompt],
+    sites: Iterable[Site],
+    *,
+    progress: Progress | None = None,
+    budget: int = DEFAULT_BUDGET,
+    cache: ActivationCache | None = None,
 ) -> Captures:
     """Read prompts at sites with one forward pass per batch, however many the sites.
 
     The pass goes through the decoder without the LM head and stops once the deepest site is read. What is kept of a prompt is a vector per site;
-    activations do not outlive their batch. Prompts with the same tokens and the same selected positions pass through the model once.
+    activations do not outlive their batch. Prompts with the same tokens and the same selected positions pass through the model once. Batches are planned from
+    all the prompts before the cache is asked, so the numbers are the same with it, without it, and after a crash.
 
     Args:
         model: the model under audit.
@@ -77,11 +86,13 @@ def capture(
             of means over several tokens, and read like any other where it alone is selected.
         progress: hears of the batches.
         budget: padded tokens in a batch, at most.
+        cache: where batches are looked up, and kept as soon as they have passed; processes that share it share the passes.
 
     Raises:
         HookPointError: this model has no such hook point.
         ValueError: no site.
-        PromptError: a prompt can't be encoded, a selection does not fit it, all its selected tokens are sinks, or an activation is not finite.
+        PromptError: a prompt can't be encoded, a selection does not fit it, all its selected tokens are sinks, an activation is not finite, or a prompt alone
+            does not fit into the device's memory.
     """
     sites = tuple(dict.fromkeys(sites))
     if not sites:
@@ -90,16 +101,25 @@ def capture(
     inputs, rows = _distinct(_prepare(model, prompt, selections) for prompt in prompts)
     readings = {site: _Reading.empty(len(inputs), model.hook_points.resolve(site.at.point, site.at.layer).width) for site in sites}
     lengths = np.array([len(each.ids) for each in inputs], dtype=np.int64)
-    batches = plan_batches(lengths.tolist(), budget)
+    passed = np.zeros(len(inputs), dtype=np.bool_)
+    work = Work(
+        model,
+        tuple(each.ids for each in inputs),
+        {tokens: tuple(each.positions[number] for each in inputs) for number, tokens in enumerate(selections)},
+        tuple(each.prompt_id for each in inputs),
+        sites,
+        cache,
+    )
     began = perf_counter()
     with _reporting(progress, len(inputs), int(lengths.sum())):
-        for batch in batches:
-            positions = {tokens: [inputs[index].positions[number] for index in batch] for number, tokens in enumerate(selections)}
-            for site, result in read_batch(model, [inputs[index].ids for index in batch], positions, sites).items():
-                readings[site].store(batch, result, site, inputs)
+        for batch, results, forwarded in work_through(work, plan_batches(work.ids, model.packing, budget)):
+            members = list(batch.prompts)
+            for site, result in results.items():
+                readings[site].store(members, result, site, inputs)
+            passed[members] = forwarded
             if progress is not None:
-                progress.advance(len(batch), int(lengths[batch].sum()))
-    return Captures(readings, rows, lengths, perf_counter() - began)
+                progress.advance(len(members), int(lengths[members].sum()))
+    return Captures(readings, rows, lengths, passed, perf_counter() - began)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,24 +143,23 @@ class _Reading:
     def empty(cls, n: int, width: int) -> "_Reading":
         return cls(np.empty((n, width), dtype=np.float32), np.empty(n, dtype=np.int64), np.empty(n, dtype=np.int64))
 
-    def store(self, batch: list[int], result: Reduced, site: Site, inputs: Sequence[_Input]) -> None:
+    def store(self, batch: list[int], result: Kept, site: Site, inputs: Sequence[_Input]) -> None:
         """Keep a batch. Raises PromptError for a prompt without a number to keep."""
-        vectors = result.vectors.cpu().numpy()
-        only_sinks = np.flatnonzero(result.kept.cpu().numpy() == 0)
+        only_sinks = np.flatnonzero(result.kept == 0)
         if only_sinks.size:
             name = inputs[batch[only_sinks[0]]].prompt_id
             raise PromptError(
                 f"prompt {name!r}: at {site}, all selected tokens are attention sinks, which say nothing of the prompt; select more tokens, or tokens='last'"
             )
-        broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+        broken = np.flatnonzero(~np.isfinite(result.vectors).all(axis=1))
         if broken.size:
             name = inputs[batch[broken[0]]].prompt_id
             raise PromptError(
                 f"prompt {name!r}: at {site}, the activation is not finite (NaN or infinity); load the model with dtype='float32', or check its weights"
             )
-        self.vectors[batch] = vectors
-        self.token_index[batch] = result.token_index.cpu().numpy()
-        self.excluded[batch] = result.excluded.cpu().numpy()
+        self.vectors[batch] = result.vectors
+        self.token_index[batch] = result.token_index
+        self.excluded[batch] = result.excluded
 
 
 def _prepare(model: "LoadedModel", prompt: Prompt, selections: Sequence[Tokens]) -> _Input:

@@ -2,67 +2,100 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
-from mi_audit.engine.batches import pad_right
-from mi_audit.engine.reduction import Chosen, Reduced, reduce
+from mi_audit.engine.batches import Batch, Ids
+from mi_audit.engine.layout import Layout
+from mi_audit.engine.reduction import Activations, Chosen, Reduced, reduce
 from mi_audit.engine.site import Site
 from mi_audit.errors import HookPointError
-from mi_audit.model.sinks import sink_mask
 from mi_audit.plan.places import At, Tokens
 
 if TYPE_CHECKING:
     from mi_audit.model.loaded import LoadedModel
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """Tokens that prompts share, passed once: their keys and values in every block, and their activations [shared, width] at each place."""
+
+    past: DynamicCache | None = None
+    acts: Mapping[At, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: "LoadedModel", prefix: Ids, sites: Sequence[Site]) -> "Beginning":
+        """Pass the tokens as far as the deepest site; for no tokens there is nothing to pass."""
+        if not prefix:
+            return cls()
+        past = DynamicCache()
+        acts: dict[At, Tensor] = {}
+        called = {"input_ids": torch.tensor([prefix], device=model.device), "past_key_values": past, "use_cache": True}
+        _listen(model, {site.at for site in sites}, called, lambda at, acts_1PD: acts.__setitem__(at, acts_1PD[0].clone()))
+        return cls(past, acts)
+
+
 def read_batch(
-    model: "LoadedModel", rows: Sequence[Sequence[int]], positions: Mapping[Tokens, Sequence[Sequence[int]]], sites: Sequence[Site]
+    model: "LoadedModel", batch: Batch, prompts: Sequence[Ids], positions: Mapping[Tokens, Sequence[Sequence[int]]], sites: Sequence[Site], begun: Beginning
 ) -> dict[Site, Reduced]:
-    """Pass B prompts through the decoder (no LM head) as far as the deepest site; the listeners are gone afterwards, also after an error.
+    """Pass a batch's B prompts through the decoder (no LM head) as far as the deepest site; the listeners are gone afterwards, also after an error.
 
     Args:
         model: the model.
-        rows: token ids of each prompt.
-        positions: for each selection the positions that it names in each prompt.
+        batch: which of the prompts, and in which rows.
+        prompts: token ids of every prompt.
+        positions: for each selection the positions that it names in each prompt of the batch, in the order of `batch.prompts`.
         sites: what to read, one at least.
+        begun: the batch's shared tokens, passed before as deep as the sites are.
+
+    Returns:
+        What was read at each site, in the order of `batch.prompts`.
 
     Raises:
         HookPointError: the model has no such hook point, or the pass did not come by it.
+        torch.OutOfMemoryError: the batch does not fit into the device's memory.
     """
-    ids_BL, mask_BL = pad_right(rows, model.device)
-    real_BL = mask_BL.bool()
+    layout = Layout.of(batch, prompts, model.device)
     chosen = {tokens: Chosen.of(each, model.device) for tokens, each in positions.items()}
     by_place: dict[At, list[Site]] = {}
     for site in sites:
         by_place.setdefault(site.at, []).append(site)
     reduced: dict[Site, Reduced] = {}
-    waiting = set(by_place)
+
+    def hear(at: At, acts_RLD: Tensor) -> None:
+        acts = Activations(layout, begun.acts.get(at, acts_RLD[0, :0]), acts_RLD)
+        sinks_BT = acts.sinks() if any(chosen[site.tokens].pooled for site in by_place[at]) else None
+        reduced.update({site: reduce(acts, chosen[site.tokens], sinks_BT) for site in by_place[at]})
+
+    _listen(model, set(by_place), layout.arguments(model, begun.past), hear)
+    return reduced
+
+
+def _listen(model: "LoadedModel", places: set[At], called: dict[str, Any], hear: Callable[[At, Tensor], None]) -> None:
+    """Call the decoder, let `hear` have the activation at each place, and end the pass after the deepest."""
+    waiting = set(places)
 
     def listener(at: At) -> Callable[[Tensor], None]:
-        def hear(acts_BLD: Tensor) -> None:
-            here = by_place[at]
-            pooled = any(chosen[site.tokens].pooled for site in here)
-            sinks_BL = sink_mask(acts_BLD, real_BL) if pooled else torch.zeros_like(real_BL)
-            reduced.update({site: reduce(acts_BLD, chosen[site.tokens], sinks_BL) for site in here})
+        def heard(acts_RLD: Tensor) -> None:
+            hear(at, acts_RLD)
             waiting.discard(at)
             if not waiting:
                 raise _DeepestRead
 
-        return hear
+        return heard
 
     with ExitStack() as listening, torch.inference_mode():
-        for at in by_place:
+        for at in places:
             listening.callback(model.hook_points.resolve(at.point, at.layer).listen(listener(at)).remove)
         try:
-            model.base(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)
+            model.base(**called)
         except _DeepestRead:
-            return reduced
-    raise HookPointError(
-        f"the forward pass did not come by {', '.join(str(at) for at in by_place if at in waiting)}; load the model again to resolve its hook points"
-    )
+            return
+    raise HookPointError(f"the forward pass did not come by {', '.join(sorted(map(str, waiting)))}; load the model again to resolve its hook points")
 
 
 class _DeepestRead(Exception):  # noqa: N818 — no error: it ends a forward pass whose remaining blocks nobody reads

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mi_audit.engine.layout import Layout
+from mi_audit.model.sinks import sink_mask, token_norms
+
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
@@ -38,17 +41,38 @@ class Reduced:
     excluded: Tensor
 
 
-def reduce(acts_BLD: Tensor, chosen: Chosen, sinks_BL: Tensor) -> Reduced:
+@dataclass(frozen=True, slots=True)
+class Activations:
+    """What stood at a hook point: of the shared tokens [shared, width], and of the rows [R, L, width], laid out as `layout` says."""
+
+    layout: Layout
+    before_PD: Tensor
+    acts_RLD: Tensor
+
+    def sinks(self) -> Tensor:
+        """True [B, T] where a prompt's token is an attention sink."""
+        norms = torch.cat([token_norms(self.before_PD), token_norms(self.acts_RLD).flatten()])
+        return sink_mask(norms[self.layout.index], self.layout.real)
+
+    def at(self, index_BK: Tensor) -> Tensor:
+        """The activations float32 [B, K, width] of each prompt's tokens at those positions."""
+        where = self.layout.index.gather(1, index_BK)
+        flat_D = self.acts_RLD.flatten(end_dim=1)
+        picked = flat_D[(where - self.layout.shared).clamp(min=0)]
+        if self.layout.shared:
+            picked = torch.where((where < self.layout.shared)[..., None], self.before_PD[where.clamp(max=self.layout.shared - 1)], picked)
+        return picked.to(torch.float32)
+
+
+def reduce(acts: Activations, chosen: Chosen, sinks_BT: Tensor | None) -> Reduced:
     """Mean in float32 over the chosen positions of each prompt, sinks left out where there are several.
 
-    Only chosen positions are touched, so what stands in the padding can't reach a vector.
+    Only chosen positions are touched, so what stands beside a prompt can't reach its vector. `sinks_BT` may be None where no prompt has several.
     """
-    rows = torch.arange(acts_BLD.shape[0], device=acts_BLD.device)[:, None]
     several = chosen.real.sum(dim=1, keepdim=True) > 1
-    sinks_BK = chosen.real & several & sinks_BL[rows, chosen.index]
+    sinks_BK = chosen.real & several & sinks_BT.gather(1, chosen.index) if sinks_BT is not None else torch.zeros_like(chosen.real)
     kept_BK = chosen.real & ~sinks_BK
     n_kept = kept_BK.sum(dim=1)
-    picked_BKD = acts_BLD[rows, chosen.index].to(torch.float32).masked_fill(~kept_BK[..., None], 0)
-    vectors = picked_BKD.sum(dim=1) / n_kept.clamp(min=1)[:, None]
+    vectors = acts.at(chosen.index).masked_fill(~kept_BK[..., None], 0).sum(dim=1) / n_kept.clamp(min=1)[:, None]
     last = torch.where(kept_BK, chosen.index, -1).amax(dim=1)
     return Reduced(vectors, last, n_kept, sinks_BK.sum(dim=1))

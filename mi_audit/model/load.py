@@ -11,8 +11,9 @@ from mi_audit.model.checkpoint import Checkpoint, inspect
 from mi_audit.model.hook_points import HookPoints
 from mi_audit.model.identity import FileDigest, ModelIdentity, chat_template_digest, digest_file, library_versions, root_of, tokenizer_digest
 from mi_audit.model.loaded import LoadedModel
+from mi_audit.model.packing_check import check_packing
 from mi_audit.model.progress import Steps, progress_steps
-from mi_audit.model.self_check import self_check
+from mi_audit.model.self_check import check_prompts, self_check
 from mi_audit.model.sources import Located, locate
 from mi_audit.model.structure import text_config
 from mi_audit.model.transformers_io import read
@@ -38,8 +39,9 @@ def load(ref: str, *, device: str = "auto", dtype: str = "auto", progress: bool 
         steps.begin("Checking hook points")
         points = HookPoints.of(hf)
         checked, points = self_check(points, tokenizer)
+        packing = check_packing(points, text_config(hf), check_prompts(points, tokenizer))
         identity = _identity(ref, located, files, hf, tokenizer, points, unused)
-    return LoadedModel(ref, hf, tokenizer, points, identity, checked)
+    return LoadedModel(ref, hf, tokenizer, points, identity, checked, packing)
 
 
 def choose_device(device: str) -> torch.device:

@@ -10,12 +10,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mi_audit.model.checks import SelfCheck
 from mi_audit.model.hook_points import HookPoints
 from mi_audit.model.identity import ModelIdentity
+from mi_audit.model.packing import Packing
 from mi_audit.model.structure import text_config
 
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A decoder in evaluation mode without gradients, its tokenizer, its hook points, who it is and what its self-check found."""
+    """A decoder in evaluation mode without gradients, its tokenizer, its hook points, who it is, what its self-check found
+    and how its prompts may be batched."""
 
     ref: str
     hf: PreTrainedModel
@@ -23,6 +25,7 @@ class LoadedModel:
     hook_points: HookPoints
     identity: ModelIdentity
     self_check: SelfCheck
+    packing: Packing
 
     @property
     def config(self) -> Any:

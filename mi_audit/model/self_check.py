@@ -55,7 +55,7 @@ class Finding:
 @torch.no_grad()
 def self_check(points: HookPoints, tokenizer: PreTrainedTokenizerBase) -> tuple[SelfCheck, HookPoints]:
     """Check every hook point on three short prompts (four forward passes); gives the record and the hook points less those that failed."""
-    prompts = _tokens(points, tokenizer)
+    prompts = check_prompts(points, tokenizer)
     longest = max(len(tokens) for tokens in prompts)
     padded_BL = torch.stack([torch.nn.functional.pad(tokens, (0, longest - len(tokens))) for tokens in prompts])
     mask_BL = torch.stack([torch.arange(longest, device=tokens.device) < len(tokens) for tokens in prompts]).long()
@@ -72,7 +72,7 @@ def self_check(points: HookPoints, tokenizer: PreTrainedTokenizerBase) -> tuple[
     return SelfCheck(tuple(_summaries(findings)), remaining.refused), remaining
 
 
-def _tokens(points: HookPoints, tokenizer: PreTrainedTokenizerBase) -> list[Tensor]:
+def check_prompts(points: HookPoints, tokenizer: PreTrainedTokenizerBase) -> list[Tensor]:
     """Token ids [L] of the prompts, cut short, with different lengths."""
     embedding = points.decoder.embedding
     ids = [list(tokenizer(prompt)["input_ids"])[: MAX_TOKENS - 3 * row] or [0] for row, prompt in enumerate(PROMPTS)]

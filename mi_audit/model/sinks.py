@@ -22,14 +22,14 @@ def token_norms(acts_BLD: Tensor) -> Tensor:
     return norms_BL
 
 
-def sink_mask(acts_BLD: Tensor, mask_BL: Tensor, *, ratio: float = SINK_RATIO) -> Tensor:
-    """True [B, L] where a token is an attention sink: its norm is over `ratio` times the median of its own prompt's tokens.
+def sink_mask(norms_BL: Tensor, mask_BL: Tensor, *, ratio: float = SINK_RATIO) -> Tensor:
+    """True [B, L] where a token is an attention sink: its norm (`token_norms`) is over `ratio` times the median of its own prompt's tokens.
 
     `mask_BL` is nonzero at real tokens; padding is never a sink and takes no part in the median (the lower one, for an even count), so the answer does
     not depend on how prompts were batched. A prompt of one or two tokens has no sinks: nothing tells which of them is the exception.
     """
     real_BL = mask_BL.bool()
-    norms_BL = token_norms(acts_BLD).masked_fill(~real_BL, float("nan"))
+    norms_BL = norms_BL.masked_fill(~real_BL, float("nan"))
     median_B1 = norms_BL.nanmedian(dim=-1, keepdim=True).values
     enough_B1 = real_BL.sum(dim=-1, keepdim=True) > 2
     return (norms_BL > ratio * median_B1) & real_BL & enough_B1

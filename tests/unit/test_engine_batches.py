@@ -2,28 +2,64 @@ import numpy as np
 import pytest
 import torch
 
-from mi_audit.engine.batches import pad_right, plan_batches
+from mi_audit.engine.batches import plan_batches
+from mi_audit.engine.layout import Layout
+from mi_audit.model.packing import ROW_TOKENS, Packing, packed_mask
+
+PADDED, PACKED, SHARING = Packing(reason="asked for"), Packing(ROW_TOKENS), Packing(ROW_TOKENS, shared_prefix=True)
 
 
-def test_every_prompt_is_in_one_batch_within_the_budget_longest_first():
-    lengths = np.random.default_rng(0).integers(1, 90, 300).tolist()
-    batches = plan_batches(lengths, 256)
-    assert sorted(index for batch in batches for index in batch) == list(range(300))
-    assert max(len(batch) * max(lengths[index] for index in batch) for batch in batches) <= 256
-    in_order = [(-lengths[index], index) for batch in batches for index in batch]
-    assert in_order == sorted(in_order)
-    padded = sum(len(batch) * max(lengths[index] for index in batch) for batch in batches)
-    assert padded <= 1.1 * sum(lengths)
+def prompts(lengths, begin=()):
+    rng = np.random.default_rng(0)
+    return [(*begin, *rng.integers(5, 900, length).tolist()) for length in lengths]
+
+
+def sizes(batch, ids):
+    return [sum(len(ids[index]) - len(batch.prefix) for index in row) for row in batch.rows]
+
+
+@pytest.mark.parametrize("packing", [PADDED, PACKED, SHARING])
+def test_every_prompt_is_in_one_batch_within_the_budget(packing):
+    ids = prompts(np.random.default_rng(0).integers(1, 90, 300), begin=tuple(range(1000, 1012))) + prompts([400, 3, 7, 300])
+    batches = plan_batches(ids, packing, 1024)
+    assert sorted(index for batch in batches for index in batch.prompts) == list(range(304))
+    assert max(len(batch.rows) * max(sizes(batch, ids)) for batch in batches) <= 1024
+    assert batches == plan_batches(ids, packing, 1024)
+    filled = sum(len(batch.rows) * max(sizes(batch, ids)) for batch in batches)
+    assert filled <= 1.1 * sum(sum(sizes(batch, ids)) for batch in batches)
+    for batch in batches:
+        assert all(ids[index][: len(batch.prefix)] == batch.prefix for index in batch.prompts)
+        assert batch.packed or all(len(row) == 1 for row in batch.rows)
+        assert not batch.packed or len(batch.prefix) + max(sizes(batch, ids)) <= ROW_TOKENS
+    assert {batch.prefix for batch in batches} == ({(), tuple(range(1000, 1012))} if packing is SHARING else {()})
+    assert {index for batch in batches if not batch.packed for index in batch.prompts} == (set(range(304)) if packing is PADDED else {300, 303})
+
+
+def test_a_prompt_keeps_a_token_of_its_own():
+    ids = [tuple(range(20))] * 1 + [tuple(range(20 + extra)) for extra in range(1, 9)]
+    (batch,) = plan_batches(ids, SHARING)
+    assert batch.prefix == tuple(range(19))
+    assert min(sizes(batch, ids)) >= 1
 
 
 def test_a_prompt_beyond_the_budget_is_a_batch_of_its_own():
-    assert plan_batches([3, 50, 4], 8) == [[1], [2, 0]]
-    assert plan_batches([], 8) == []
+    ids = prompts([3, 50, 4])
+    assert [batch.rows for batch in plan_batches(ids, PADDED, 8)] == [((1,),), ((2,), (0,))]
+    assert plan_batches([], PADDED, 8) == []
     with pytest.raises(ValueError, match="at least one token"):
-        plan_batches([1], 0)
+        plan_batches(ids, PADDED, 0)
 
 
-def test_padding_stands_on_the_right_and_is_masked():
-    ids, mask = pad_right([(5, 6, 7), (8,)], torch.device("cpu"))
-    assert ids.tolist() == [[5, 6, 7], [8, 0, 0]]
-    assert mask.tolist() == [[1, 1, 1], [1, 0, 0]]
+def test_a_layout_knows_where_each_token_stands():
+    ids = [(9, 9, 1, 2, 3), (9, 9, 4), (9, 9, 5, 6)]
+    (batch,) = plan_batches([*ids * 3], Packing(ROW_TOKENS, shared_prefix=False))
+    layout = Layout.of(batch, ids * 3, torch.device("cpu"))
+    flat = layout.ids.flatten()
+    for row, index in enumerate(batch.prompts):
+        tokens = flat[layout.index[row][layout.real[row]] - layout.shared]
+        assert tuple(tokens.tolist()) == (ids * 3)[index]
+
+
+def test_a_packed_token_sees_the_shared_tokens_and_its_own_prompt_so_far():
+    seen = packed_mask(torch.tensor([[1, 1, 2, 0]]), 2, torch.float32)[0, 0] == 0
+    assert seen.int().tolist() == [[1, 1, 1, 0, 0, 0], [1, 1, 1, 1, 0, 0], [1, 1, 0, 0, 1, 0], [0, 0, 0, 0, 0, 1]]

@@ -153,7 +153,7 @@ def test_equal_prompts_pass_once_unless_they_are_read_elsewhere(model):
     captures = capture(model, prompts, [last, word])
     assert captures.prompts_forwarded == 2 and captures.tokens_forwarded == 12
     assert captures.token_index(word).tolist() == [2, 2, 5]
-    np.testing.assert_allclose(captures.vectors(word)[2], captures.vectors(last)[0], rtol=1e-6)
+    np.testing.assert_allclose(captures.vectors(word)[2], captures.vectors(last)[0], rtol=1e-5, atol=1e-6)
     assert captures.vectors(last).shape == (3, WIDTH)
 
 

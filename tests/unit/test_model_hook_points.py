@@ -9,7 +9,7 @@ import torch
 from mi_audit.errors import HookPointError
 from mi_audit.model.hook_points import HookPoints
 from mi_audit.model.self_check import self_check
-from mi_audit.model.sinks import sink_mask
+from mi_audit.model.sinks import sink_mask, token_norms
 from mi_audit.model.slots import OutputSlot
 from tests.agreement.tiny_models import LAYERS, WIDTH, tiny, tiny_model, tiny_tokenizer
 
@@ -184,23 +184,23 @@ def test_sinks_do_not_depend_on_the_batch():
     long, short = torch.randn(1, 9, 16, generator=generator), torch.randn(1, 4, 16, generator=generator)
     long[0, 0] *= 100
     short[0, 2] *= 30
-    alone = [sink_mask(acts, torch.ones(acts.shape[:2])) for acts in (long, short)]
+    alone = [sink_mask(token_norms(acts), torch.ones(acts.shape[:2])) for acts in (long, short)]
     batch = torch.full((2, 9, 16), 1e6)
     batch[0], batch[1, :4] = long[0], short[0]
-    together = sink_mask(batch, torch.tensor([[1] * 9, [1] * 4 + [0] * 5]))
+    together = sink_mask(token_norms(batch), torch.tensor([[1] * 9, [1] * 4 + [0] * 5]))
     assert alone[0][0].nonzero().flatten().tolist() == [0]
     assert alone[1][0].nonzero().flatten().tolist() == [2]
     assert torch.equal(together[0], alone[0][0])
     assert torch.equal(together[1, :4], alone[1][0])
     assert not together[1, 4:].any()
-    assert not sink_mask(long[:, :2], torch.ones(1, 2)).any()
+    assert not sink_mask(token_norms(long[:, :2]), torch.ones(1, 2)).any()
 
 
 @pytest.mark.real_model
 def test_the_sink_of_a_real_model_is_its_first_token(default_model):
     ids = default_model.tokenizer("Paris is the capital of France, and Berlin is the capital of Germany.", return_tensors="pt")["input_ids"]
     [acts] = heard(default_model.hook_points, "resid_post", 14, ids)
-    assert sink_mask(acts, torch.ones_like(ids))[0].nonzero().flatten().tolist() == [0]
+    assert sink_mask(token_norms(acts), torch.ones_like(ids))[0].nonzero().flatten().tolist() == [0]
 
 
 @pytest.mark.parametrize("module", ["", ".identity", ".checks", ".catalogue", ".sources", ".shipped", ".checkpoint", ".hub", ".cache"])

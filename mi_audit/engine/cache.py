@@ -1,0 +1,225 @@
+"""Reduced activations on disk: what passed through a model once need not pass again, in this run, after a crash, or in another process.
+
+An entry is a batch: exactly these tokens, in exactly these rows, on this model, device kind and software. So what is read back is, bit for bit, what the pass
+would give again. Under an entry lie files that are named by the SHA-256 of their bytes; each holds some sites of the batch. Files appear whole or not at all.
+"""
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as from_safetensors
+from safetensors.numpy import save as to_safetensors
+
+from mi_audit.engine.batches import Batch, Ids
+from mi_audit.engine.site import Site
+from mi_audit.plan.digest import Json, digest_of
+
+if TYPE_CHECKING:
+    from mi_audit.model.loaded import LoadedModel
+
+FORMAT: Final = 1
+"""Counts changes of how activations are computed or stored."""
+
+FACTS: Final = "model.json"
+MAX_FILE: Final = 2**31
+_COLUMNS: Final = ("vectors", "token_index", "kept", "excluded")
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What is kept of a batch's B prompts at one site: `vectors` float32 [B, width], and int64 [B] each: the last position read (-1 if none), positions
+    averaged, attention sinks left out."""
+
+    vectors: NDArray[np.float32]
+    token_index: NDArray[np.int64]
+    kept: NDArray[np.int64]
+    excluded: NDArray[np.int64]
+
+
+@dataclass
+class ActivationCache:
+    """The entries of one model in the cache.
+
+    Attributes:
+        folder: of this model; made when something is first kept.
+        facts: of what the activations depend on, for people; their digest names the folder.
+        damaged: files found that were not what their name says; they are removed and their batches pass again.
+        trouble: why nothing more is kept, once the disk refused.
+    """
+
+    folder: Path
+    facts: Mapping[str, Json]
+    damaged: int = 0
+    trouble: str | None = None
+    _locks: dict[str, FileLock] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: "LoadedModel", root: Path) -> "ActivationCache":
+        """The model's part of the cache at `root`: for these weights, this software, kind of device and way of batching, and no other."""
+        identity = model.identity
+        device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else f"{model.device.type} {torch.backends.cpu.get_cpu_capability()}"
+        facts: dict[str, Json] = {
+            "format": FORMAT,
+            "root": identity.root,
+            "dtype": identity.dtype,
+            "attention": identity.attention,
+            "device": device,
+            "batching": str(model.packing),
+            "versions": dict(identity.versions),
+        }
+        return cls(root / digest_of(facts)[:32], {**facts, "ref": Path(identity.ref).name})
+
+    def read(self, batch: str, sites: Mapping[Site, str], rows: int) -> dict[Site, Kept]:
+        """What is known of a batch at the sites, given by their keys; B must be `rows`."""
+        wanted = {key: site for site, key in sites.items()}
+        found: dict[Site, Kept] = {}
+        for path in self._files(batch):
+            tensors = self._tensors(path)
+            for key in {name.partition("/")[0] for name in tensors} & wanted.keys():
+                kept = _kept([tensors.get(f"{key}/{column}") for column in _COLUMNS], rows)
+                if kept is not None:
+                    found[wanted[key]] = kept
+        if found:
+            self._touch(batch)
+        return found
+
+    def keep(self, batch: str, sites: Mapping[Site, str], results: Mapping[Site, Kept]) -> None:
+        """Keep a batch's results. A disk that refuses ends the keeping, not the run."""
+        if self.trouble is not None:
+            return
+        tensors = {f"{sites[site]}/{column}": getattr(kept, column) for site, kept in results.items() for column in _COLUMNS}
+        content = to_safetensors(tensors)
+        entry = self.folder / batch
+        scratch = entry / f".{secrets.token_hex(6)}"
+        try:
+            entry.mkdir(parents=True, exist_ok=True)
+            if not (self.folder / FACTS).is_file():
+                _write(self.folder / f".{secrets.token_hex(6)}", json.dumps(dict(self.facts), indent=1, sort_keys=True).encode(), self.folder / FACTS)
+            _write(scratch, content, entry / f"{hashlib.sha256(content).hexdigest()}.safetensors")
+        except OSError as error:
+            self.trouble = f"{error.strerror or error} in {self.folder.parent.name}"
+            scratch.unlink(missing_ok=True)
+
+    def try_lock(self, batch: str) -> bool:
+        """Take a batch for this process; False if another has it. The lock dies with the process."""
+        return self._lock(batch, 0)
+
+    def wait_lock(self, batch: str) -> None:
+        """Take a batch for this process once the other has let it go."""
+        self._lock(batch, -1)
+
+    def unlock(self, batch: str) -> None:
+        """Let a batch go."""
+        lock = self._locks.pop(batch, None)
+        if lock is not None:
+            lock.release()
+
+    def _lock(self, batch: str, timeout: float) -> bool:
+        if self.trouble is not None:
+            return True
+        lock = FileLock(self.folder / ".locks" / batch)
+        try:
+            (self.folder / ".locks").mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=timeout)
+        except Timeout:
+            return False
+        except OSError as error:
+            self.trouble = f"{error.strerror or error} in {self.folder.parent.name}"
+            return True
+        self._locks[batch] = lock
+        return True
+
+    def _files(self, batch: str) -> Iterator[Path]:
+        try:
+            names = sorted(os.listdir(self.folder / batch))
+        except OSError:
+            return
+        yield from (self.folder / batch / name for name in names if name.endswith(".safetensors") and not name.startswith("."))
+
+    def _tensors(self, path: Path) -> dict[str, NDArray[Any]]:
+        """The tensors of a file that is what its name says; else none, and the file is gone."""
+        try:
+            if path.is_symlink() or path.stat().st_size > MAX_FILE:
+                return {}
+            content = path.read_bytes()
+        except OSError:
+            return {}
+        if hashlib.sha256(content).hexdigest() == path.stem:
+            try:
+                return dict(from_safetensors(content))
+            except SafetensorError:
+                pass
+        self.damaged += 1
+        path.unlink(missing_ok=True)
+        return {}
+
+    def _touch(self, batch: str) -> None:
+        """Entries that were not used for longest are removed first."""
+        try:
+            os.utime(self.folder / batch)
+        except OSError:
+            return
+
+
+def _kept(columns: Sequence[NDArray[Any] | None], rows: int) -> Kept | None:
+    """The columns as results of so many prompts; None if they are not."""
+    vectors, *numbers = columns
+    if vectors is None or vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != rows:
+        return None
+    if any(column is None or column.dtype != np.int64 or column.shape != (rows,) for column in numbers):
+        return None
+    return Kept(vectors, *numbers)
+
+
+def batch_key(batch: Batch, prompts: Sequence[Ids]) -> str:
+    """What a batch is: its shared tokens, its rows and whether they are packed."""
+    rows = [[list(prompts[index]) for index in row] for row in batch.rows]
+    return hashlib.sha256(json.dumps([batch.packed, list(batch.prefix), rows]).encode()).hexdigest()[:40]
+
+
+def site_key(site: Site, positions: Sequence[Sequence[int]]) -> str:
+    """What is read of a batch at a site: the hook point, and the positions in each prompt."""
+    return hashlib.sha256(json.dumps([site.at.point, site.at.layer, [list(row) for row in positions]]).encode()).hexdigest()[:40]
+
+
+def entries(root: Path) -> Iterator[tuple[Path, float, int]]:
+    """Every entry below a cache's root: its folder, when it was last used, and its bytes."""
+    for entry in root.glob("*/*"):
+        if entry.name.startswith(".") or not entry.is_dir() or entry.is_symlink():
+            continue
+        try:
+            yield entry, entry.stat().st_mtime, sum(path.stat().st_size for path in entry.iterdir())
+        except OSError:
+            continue
+
+
+def shrink(root: Path, most: int) -> int:
+    """Remove the entries that were not used for longest until at most `most` bytes are left; how many bytes were removed."""
+    known = sorted(entries(root), key=lambda entry: entry[1])
+    excess, removed = sum(size for _, _, size in known) - most, 0
+    for entry, _, size in known:
+        if removed >= excess:
+            break
+        shutil.rmtree(entry, ignore_errors=True)
+        removed += size
+    return removed
+
+
+def _write(scratch: Path, content: bytes, target: Path) -> None:
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, target)
+    finally:
+        scratch.unlink(missing_ok=True)

@@ -1,0 +1,100 @@
+"""Packed rows and shared beginnings against each prompt alone, by the plain road: transformers' own hidden states."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from mi_audit.engine.batches import plan_batches
+from mi_audit.engine.capture import Site, capture
+from mi_audit.engine.tokens import encode
+from mi_audit.errors import PromptError
+from mi_audit.model.load import load
+from mi_audit.plan.places import At, Tokens
+from mi_audit.suites.prompt import Prompt
+from tests.agreement.tiny_models import LAYERS, save_tiny
+
+LAST, ALL = Tokens("last"), Tokens("all")
+LETTERS = np.array(list("abcdefgh "))
+BEGIN = "you are a helpful one. "
+
+
+def widened(folder, architecture, reach=64):
+    """A small model whose local attention, if it has any, reaches over the prompts."""
+    save_tiny(folder, architecture)
+    file = folder / "config.json"
+    config = json.loads(file.read_text())
+    if config.get("sliding_window"):
+        file.write_text(json.dumps(config | {"sliding_window": reach}))
+    return load(str(folder), progress=False)
+
+
+def texts(n, begin="", longest=30):
+    rng = np.random.default_rng(1)
+    return [Prompt(f"p{number}", text=begin + "x" + "".join(rng.choice(LETTERS, rng.integers(1, longest)))) for number in range(n)]
+
+
+def worst(model, prompts):
+    """The largest relative difference to each prompt alone, over all layers, of its last token and of the mean of all but the first."""
+    sites = {(layer, tokens): Site(At("resid_pre", layer=layer), tokens) for layer in range(1, LAYERS) for tokens in (LAST, ALL)}
+    captures = capture(model, prompts, sites.values())
+    found = 0.0
+    for number, prompt in enumerate(prompts):
+        states = model.hf(**model.tokenizer(prompt.text, return_tensors="pt"), output_hidden_states=True).hidden_states
+        for (layer, tokens), site in sites.items():
+            assert captures.excluded(site).sum() == 0
+            alone = states[layer][0, -1] if tokens is LAST else states[layer][0, 1:].mean(dim=0)
+            vector = torch.from_numpy(captures.vectors(site)[number])
+            found = max(found, float((vector - alone).norm() / alone.norm()))
+    return found
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral", "gemma2", "gemma3", "olmo2", "gpt2", "gpt_neox"])
+def test_packed_is_what_the_model_computes_alone(tmp_path, architecture):
+    model = widened(tmp_path, architecture)
+    assert model.packing.longest >= 64 and model.packing.shared_prefix, str(model.packing)
+    for prompts in (texts(40), texts(40, BEGIN), texts(20, BEGIN) + texts(20)):
+        batches = plan_batches([encode(model.tokenizer, prompt).ids for prompt in prompts], model.packing)
+        assert any(len(row) > 1 for batch in batches for row in batch.rows)
+        assert worst(model, prompts) <= 5e-5
+
+
+@pytest.mark.parametrize("architecture", ["mistral", "gemma2", "gemma3"])
+def test_prompts_beyond_the_reach_of_local_attention_are_padded(tmp_path, architecture):
+    model = widened(tmp_path, architecture, reach=24)
+    prompts = texts(30, longest=60)
+    batches = plan_batches([encode(model.tokenizer, prompt).ids for prompt in prompts], model.packing)
+    assert {batch.packed for batch in batches} == {True, False}
+    assert worst(model, prompts) <= 5e-5
+
+
+def test_an_architecture_that_does_not_heed_positions_is_padded_with_a_reason(tmp_path):
+    model = widened(tmp_path, "bloom")
+    assert model.packing.longest == 0
+    assert "off by" in model.packing.reason or "refuses" in model.packing.reason
+    assert worst(model, texts(12, BEGIN)) <= 5e-5
+
+
+def test_a_number_that_is_none_is_the_fault_of_its_own_prompt(tmp_path):
+    model = widened(tmp_path, "llama")
+    model.base.get_input_embeddings().weight[model.tokenizer.convert_tokens_to_ids("!")] = torch.nan
+    prompts = [*texts(12, "a"), Prompt("bad", text="abcdefg!")]
+    with pytest.raises(PromptError, match="'bad'"):
+        capture(model, prompts, [Site(At("resid_post", layer=1), LAST)])
+
+
+def test_memory_that_is_short_takes_less_at_a_time(tmp_path):
+    model, site = widened(tmp_path, "llama"), Site(At("resid_post", layer=1), LAST)
+    plain = capture(model, texts(30, BEGIN), [site]).vectors(site)
+    sizes = []
+
+    def refuse(module, args):
+        sizes.append(args[0].numel())
+        if args[0].numel() > 300:
+            raise torch.OutOfMemoryError
+
+    model.base.get_input_embeddings().register_forward_pre_hook(refuse)
+    halved = capture(model, texts(30, BEGIN), [site]).vectors(site)
+    np.testing.assert_allclose(halved, plain, rtol=1e-4, atol=1e-6)
+    assert sum(size > 300 for size in sizes) <= 2
