@@ -51,9 +51,10 @@ class Settings:
     alpha: float = 0.025
     seed: int = 0
     limit: int | None = None
+    no_cache: bool = False
 
     @classmethod
-    def of(cls, values: dict[str, str]) -> "Settings":
+    def of(cls, values: dict[str, str], *, no_cache: bool = False) -> "Settings":
         """Check the text of every option.
 
         Raises:
@@ -75,6 +76,7 @@ class Settings:
             alpha=_number(values["alpha"], "--audit-alpha", 1e-6, 0.5),
             seed=_whole(values["seed"], "--audit-seed", 0, 2**53 - 1),
             limit=_whole(values["limit"], "--audit-limit", 1, 2**53 - 1) if values["limit"] else None,
+            no_cache=no_cache,
         )
 
 

@@ -23,14 +23,18 @@ def load_bench(settings: Settings) -> "tuple[LoadedModel, Bench]":
     if missing:
         raise MissingDependencyError(f"running a model needs {', '.join(missing)}: pip install 'mi-audit[run]'")
     from mi_audit.detectors.bench import Bench
+    from mi_audit.engine.cache import ActivationCache
+    from mi_audit.engine.cache_folder import activations_dir
     from mi_audit.engine.progress import TerminalProgress
     from mi_audit.model.load import load
 
     model = load(settings.model, device=settings.device, dtype=settings.dtype)
-    return model, Bench(model, alpha=settings.alpha, seed=settings.seed, limit=settings.limit, progress=TerminalProgress("reading activations"))
+    cache = None if settings.no_cache else ActivationCache.of(model, activations_dir())
+    progress = TerminalProgress("reading activations")
+    return model, Bench(model, alpha=settings.alpha, seed=settings.seed, limit=settings.limit, progress=progress, cache=cache)
 
 
-def load_model(ref: str = DEFAULT_MODEL, *, device: str = "auto", dtype: str = "auto", alpha: float = 0.025, seed: int = 0) -> Auditor:
+def load_model(ref: str = DEFAULT_MODEL, *, device: str = "auto", dtype: str = "auto", alpha: float = 0.025, seed: int = 0, cache: bool = True) -> Auditor:
     """Load a model for a script or a notebook: the same object as the `model` fixture of an audit.
 
     Args:
@@ -39,10 +43,11 @@ def load_model(ref: str = DEFAULT_MODEL, *, device: str = "auto", dtype: str = "
         dtype: `auto` takes float32 on CPU and the checkpoint's on a GPU.
         alpha: one-sided level of the intervals.
         seed: seed of every random step.
+        cache: whether activations that were read before are taken from the disk, and new ones kept there.
 
     Raises:
         MissingDependencyError: torch or transformers is not installed.
         ModelError: the model can't be found, trusted or loaded.
     """
-    model, bench = load_bench(Settings(model=ref, device=device, dtype=dtype, alpha=alpha, seed=seed))
+    model, bench = load_bench(Settings(model=ref, device=device, dtype=dtype, alpha=alpha, seed=seed, no_cache=not cache))
     return Auditor(bench.estimate, model.identity)

@@ -33,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     for option in OPTIONS:
         group.addoption(f"--audit-{option.name}", metavar=option.metavar, default=None, help=option.help)
         parser.addini(f"audit_{option.name}", f"{option.help} (as --audit-{option.name})", type="string", default=option.default)
+    group.addoption("--audit-no-cache", action="store_true", help="pass every prompt through the model, also those whose activations are on disk")
     group.addoption("--audit-plan", action="store_true", help="print the plan of the audits and stop; no model is loaded")
 
 
@@ -91,7 +92,7 @@ class AuditRun:
             values = {option.name: self._config.getoption(f"audit_{option.name}") for option in OPTIONS}
             given = {name: value if value is not None else self._config.getini(f"audit_{name}") for name, value in values.items()}
             try:
-                self._session = Session(Settings.of(given))
+                self._session = Session(Settings.of(given, no_cache=self._config.option.audit_no_cache))
             except MiAuditError as error:
                 raise pytest.UsageError(str(error)) from error
         return self._session

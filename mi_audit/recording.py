@@ -84,7 +84,7 @@ def record(run: "Session", results: Sequence[AuditResult], exit_code: int) -> li
         host={"python": platform.python_implementation(), "system": platform.system(), "machine": platform.machine(), "cores": str(os.cpu_count() or 0)},
         command=tuple(_scrubbed(argument) for argument in sys.argv),
         seconds=run.seconds,
-        cache={},
+        cache=_cache(run),
     )
     notes = [f"no token scores of {each.detector} on {each.suite}: {each.tokens_error}" for each in taken if each.tokens_error is not None]
     if run.settings.format == "none":
@@ -94,6 +94,11 @@ def record(run: "Session", results: Sequence[AuditResult], exit_code: int) -> li
 
     store.write(run.directory, evidence, volatile, samples, tokens, files, render)
     return [f"evidence: {run.directory}", f"report:   {run.directory / store.REPORT}", *notes]
+
+
+def _cache(run: "Session") -> dict[str, int]:
+    captured = run.bench.captured if run.bench is not None else None
+    return {} if captured is None else {"prompts passed": captured.prompts, "prompts found": captured.cached}
 
 
 def _estimates_used(results: Sequence[AuditResult]) -> list[EstimateSpec]:
@@ -118,6 +123,7 @@ def _model(model: "LoadedModel") -> r.ModelRecord:
         dtype=identity.dtype,
         device=identity.device,
         attention=identity.attention,
+        batching=str(model.packing),
         versions=dict(identity.versions),
         licence=identity.licence,
         self_check=tuple(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mi_audit import __version__
-from mi_audit.cli import demo, doctor, models, plan, report, size, suites
+from mi_audit.cli import cache, demo, doctor, models, plan, report, size, suites
 from mi_audit.errors import MiAuditError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("size")(size.size)
 app.command("models")(models.models)
 app.command("doctor")(doctor.doctor)
 app.add_typer(suites.app, name="suites")
+app.add_typer(cache.app, name="cache")
 
 
 @app.callback(invoke_without_command=True)

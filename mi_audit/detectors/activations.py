@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mi_audit.detectors.progress import Whole
+from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.capture import capture
 from mi_audit.engine.site import Site
 from mi_audit.stats.checks import Floats
@@ -25,9 +26,10 @@ _Key = tuple[str, Site, FieldValue]
 
 @dataclass(frozen=True)
 class Captured:
-    """What passed through the model so far: prompts, their tokens (padding left out), and the seconds that it took."""
+    """What was read so far: prompts that passed through the model, those found in the cache, tokens that passed (padding left out), and the seconds it took."""
 
     prompts: int = 0
+    cached: int = 0
     tokens: int = 0
     seconds: float = 0.0
 
@@ -44,10 +46,11 @@ class Activations:
 
 @dataclass(eq=False)
 class _Pass:
-    """A prompt that is to pass through the model, and the sites to read on its way."""
+    """A prompt that is to pass through the model for the first request that lacks it, and the sites to read on its way."""
 
     prompt: Prompt
     sites: set[Site]
+    request: int
 
     def serves(self, prompt: Prompt, sites: Iterable[Site]) -> bool:
         """Whether this pass reads for another prompt of equal content what is needed of it: a field that selects tokens must agree."""
@@ -67,6 +70,7 @@ class ActivationStore:
     """Captures what is asked for and not yet there."""
 
     model: "LoadedModel"
+    cache: ActivationCache | None = None
     captured: Captured = Captured()
     _rows: dict[_Key, _Row] = field(default_factory=dict)
 
@@ -77,15 +81,20 @@ class ActivationStore:
     def fetch(self, now: Sequence[Request], later: Sequence[Request] = (), *, progress: Whole | None = None) -> None:
         """Capture the prompts in `now`, at the sites for which `later` asks too, so that none of them has to pass again.
 
+        Prompts of one request pass together, apart from those of others, so that a suite's batches, and with them its numbers to the last bit and its
+        entries in the cache, stay the same when other suites come or go.
+
         Raises:
             HookPointError, PromptError: as `engine.capture.capture`.
         """
-        together: dict[frozenset[Site], list[Prompt]] = {}
+        together: dict[tuple[int, frozenset[Site]], list[Prompt]] = {}
         for passes in self._passes(now, later).values():
             for each in passes:
-                together.setdefault(frozenset(each.sites), []).append(each.prompt)
-        for sites, prompts in together.items():
+                together.setdefault((each.request, frozenset(each.sites)), []).append(each.prompt)
+        for (_, sites), prompts in together.items():
             self._capture(prompts, sorted(sites, key=str), progress)
+        if self.cache is not None and together:
+            self.cache.bound()
 
     def read(self, prompts: Sequence[Prompt], site: Site) -> Activations:
         """What was captured of `prompts` at `site`, in their order; it must have been fetched."""
@@ -99,34 +108,39 @@ class ActivationStore:
 
     def _passes(self, now: Iterable[Request], later: Iterable[Request]) -> dict[str, list[_Pass]]:
         passes: dict[str, list[_Pass]] = {}
-        for prompt, sites in self._lacking(now):
+        for request, prompt, sites in self._lacking(now):
             known = passes.setdefault(prompt.digest, [])
             serving = next((each for each in known if each.serves(prompt, sites)), None)
             if serving is None:
-                known.append(_Pass(prompt, set(sites)))
+                known.append(_Pass(prompt, set(sites), request))
             else:
                 serving.sites.update(sites)
-        for prompt, sites in self._lacking(later):
+        for _, prompt, sites in self._lacking(later):
             serving = next((each for each in passes.get(prompt.digest, ()) if each.serves(prompt, sites)), None)
             if serving is not None:
                 serving.sites.update(sites)
         return passes
 
-    def _lacking(self, requests: Iterable[Request]) -> Iterable[tuple[Prompt, list[Site]]]:
-        for prompts, sites in requests:
+    def _lacking(self, requests: Iterable[Request]) -> Iterable[tuple[int, Prompt, list[Site]]]:
+        for request, (prompts, sites) in enumerate(requests):
             for prompt in prompts:
                 lacking = [site for site in sites if _key(prompt, site) not in self._rows]
                 if lacking:
-                    yield prompt, lacking
+                    yield request, prompt, lacking
 
     def _capture(self, prompts: Sequence[Prompt], sites: Sequence[Site], progress: Whole | None) -> None:
-        captures = capture(self.model, prompts, sites, progress=progress)
+        captures = capture(self.model, prompts, sites, progress=progress, cache=self.cache)
         for site in sites:
             vectors, token_index, excluded = captures.vectors(site), captures.token_index(site), captures.excluded(site)
             for row, prompt in enumerate(prompts):
                 self._rows[_key(prompt, site)] = _Row(vectors[row], int(token_index[row]), int(excluded[row]), int(captures.n_tokens[row]))
         so_far = self.captured
-        self.captured = Captured(so_far.prompts + captures.prompts_forwarded, so_far.tokens + captures.tokens_forwarded, so_far.seconds + captures.seconds)
+        self.captured = Captured(
+            so_far.prompts + captures.prompts_forwarded,
+            so_far.cached + captures.prompts_cached,
+            so_far.tokens + captures.tokens_forwarded,
+            so_far.seconds + captures.seconds,
+        )
 
 
 def _key(prompt: Prompt, site: Site) -> _Key:

@@ -15,6 +15,7 @@ from mi_audit.detectors.progress import as_one
 from mi_audit.detectors.quantities import controls_of, measure
 from mi_audit.detectors.readings import DETECTOR, Arm, ReadingData
 from mi_audit.detectors.sweeping import Curve, choose
+from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.progress import Progress
 from mi_audit.engine.site import Site
 from mi_audit.errors import DetectorError
@@ -42,14 +43,24 @@ class Bench:
         seed: of the run; with the same seed and inputs every number is the same.
         limit: at most so many prompts of each suite that is read; suites that fit and calibrate stay whole.
         progress: hears of the forward passes.
+        cache: where reduced activations are looked up and kept; None passes every prompt through the model.
 
     Every method may raise what the rooms below raise: HookPointError, PromptError, DetectorError, StatisticsError.
     """
 
-    def __init__(self, model: "LoadedModel", *, alpha: float, seed: int, limit: int | None = None, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        model: "LoadedModel",
+        *,
+        alpha: float,
+        seed: int,
+        limit: int | None = None,
+        progress: Progress | None = None,
+        cache: ActivationCache | None = None,
+    ) -> None:
         self._model, self._alpha, self._limit, self._progress = model, alpha, limit, progress
         self._draw = Draw(draws_for(alpha), seed)
-        self._store = ActivationStore(model)
+        self._store = ActivationStore(model, cache)
         self._learned: dict[DetectorSpec, LearnedProbe | LearnedDirection] = {}
         self._readings: dict[ReadSpec, ReadingData] = {}
         self._estimates: dict[EstimateSpec, Estimate] = {}

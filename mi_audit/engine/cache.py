@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
 
 from mi_audit.engine.batches import Batch, Ids
+from mi_audit.engine.cache_folder import FACTS, limit_bytes, shrink
 from mi_audit.engine.site import Site
 from mi_audit.plan.digest import Json, digest_of
 
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 FORMAT: Final = 1
 """Counts changes of how activations are computed or stored."""
 
-FACTS: Final = "model.json"
 MAX_FILE: Final = 2**31
 _COLUMNS: Final = ("vectors", "token_index", "kept", "excluded")
 
@@ -112,6 +111,10 @@ class ActivationCache:
             self.trouble = f"{error.strerror or error} in {self.folder.parent.name}"
             scratch.unlink(missing_ok=True)
 
+    def bound(self) -> None:
+        """Keep the cache of all models within its limit."""
+        shrink(self.folder.parent, limit_bytes())
+
     def try_lock(self, batch: str) -> bool:
         """Take a batch for this process; False if another has it. The lock dies with the process."""
         return self._lock(batch, 0)
@@ -175,10 +178,13 @@ class ActivationCache:
 
 def _kept(columns: Sequence[NDArray[Any] | None], rows: int) -> Kept | None:
     """The columns as results of so many prompts; None if they are not."""
-    vectors, *numbers = columns
-    if vectors is None or vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != rows:
+    given = [column for column in columns if column is not None]
+    if len(given) != len(_COLUMNS):
         return None
-    if any(column is None or column.dtype != np.int64 or column.shape != (rows,) for column in numbers):
+    vectors, *numbers = given
+    if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != rows:
+        return None
+    if any(column.dtype != np.int64 or column.shape != (rows,) for column in numbers):
         return None
     return Kept(vectors, *numbers)
 
@@ -192,29 +198,6 @@ def batch_key(batch: Batch, prompts: Sequence[Ids]) -> str:
 def site_key(site: Site, positions: Sequence[Sequence[int]]) -> str:
     """What is read of a batch at a site: the hook point, and the positions in each prompt."""
     return hashlib.sha256(json.dumps([site.at.point, site.at.layer, [list(row) for row in positions]]).encode()).hexdigest()[:40]
-
-
-def entries(root: Path) -> Iterator[tuple[Path, float, int]]:
-    """Every entry below a cache's root: its folder, when it was last used, and its bytes."""
-    for entry in root.glob("*/*"):
-        if entry.name.startswith(".") or not entry.is_dir() or entry.is_symlink():
-            continue
-        try:
-            yield entry, entry.stat().st_mtime, sum(path.stat().st_size for path in entry.iterdir())
-        except OSError:
-            continue
-
-
-def shrink(root: Path, most: int) -> int:
-    """Remove the entries that were not used for longest until at most `most` bytes are left; how many bytes were removed."""
-    known = sorted(entries(root), key=lambda entry: entry[1])
-    excess, removed = sum(size for _, _, size in known) - most, 0
-    for entry, _, size in known:
-        if removed >= excess:
-            break
-        shutil.rmtree(entry, ignore_errors=True)
-        removed += size
-    return removed
 
 
 def _write(scratch: Path, content: bytes, target: Path) -> None:

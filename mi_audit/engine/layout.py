@@ -60,7 +60,7 @@ class Layout:
             ids.append(row_ids + [0] * left)
             segments.append(row_segments + [0] * left)
             positions.append(row_positions + [0] * left)
-        return cls(*(_to(each, device) for each in (ids, segments, positions)), shared, _to(where, device), _to(real, device), batch.packed)
+        return cls(_to(ids, device), _to(segments, device), _to(positions, device), shared, _to(where, device), _to(real, device), batch.packed)
 
     def arguments(self, model: "LoadedModel", before: "DynamicCache | None") -> dict[str, Any]:
         """What the decoder is called with. `before` holds the keys and values of the shared tokens, for one row."""

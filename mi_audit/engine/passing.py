@@ -40,8 +40,8 @@ class Work:
     def read(self, batch: Batch, sites: tuple[Site, ...]) -> dict[Site, Kept]:
         """Pass a batch through the model.
 
-        A batch that does not fit into memory is halved, and so are all that follow and are as large. A packed batch with a number that is none passes again prompt by
-        prompt: through the mask's zeros it would reach its neighbours.
+        A batch that does not fit into memory is halved, and so are all that follow and are as large. A packed batch with a number that is none passes again
+        prompt by prompt: even where attention is zero it reaches its neighbours.
         """
         parts, results = deque([batch]), dict[int, dict[Site, Kept]]()
         while parts:

@@ -46,21 +46,21 @@ class Activations:
     """What stood at a hook point: of the shared tokens [shared, width], and of the rows [R, L, width], laid out as `layout` says."""
 
     layout: Layout
-    before_PD: Tensor
-    acts_RLD: Tensor
+    before: Tensor
+    acts: Tensor
 
     def sinks(self) -> Tensor:
         """True [B, T] where a prompt's token is an attention sink."""
-        norms = torch.cat([token_norms(self.before_PD), token_norms(self.acts_RLD).flatten()])
+        norms = torch.cat([token_norms(self.before), token_norms(self.acts).flatten()])
         return sink_mask(norms[self.layout.index], self.layout.real)
 
     def at(self, index_BK: Tensor) -> Tensor:
         """The activations float32 [B, K, width] of each prompt's tokens at those positions."""
         where = self.layout.index.gather(1, index_BK)
-        flat_D = self.acts_RLD.flatten(end_dim=1)
+        flat_D = self.acts.flatten(end_dim=1)
         picked = flat_D[(where - self.layout.shared).clamp(min=0)]
         if self.layout.shared:
-            picked = torch.where((where < self.layout.shared)[..., None], self.before_PD[where.clamp(max=self.layout.shared - 1)], picked)
+            picked = torch.where((where < self.layout.shared)[..., None], self.before[where.clamp(max=self.layout.shared - 1)], picked)
         return picked.to(torch.float32)
 
 

@@ -98,6 +98,8 @@ class ModelRecord(Record):
     """Where it ran."""
     attention: Name
     """Attention implementation."""
+    batching: Text
+    """How prompts pass together: packed where that was measured to be exact, else padded, with the reason."""
     versions: dict[Name, Text]
     """Versions of the libraries that compute."""
     licence: Text | None

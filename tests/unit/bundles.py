@@ -373,6 +373,7 @@ def model(**more) -> ModelRecord:
         "dtype": "float32",
         "device": "cpu",
         "attention": "sdpa",
+        "batching": "packed, shared beginnings passed once",
         "versions": {"mi-audit": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0"},
         "licence": "Apache-2.0",
         "self_check": [
