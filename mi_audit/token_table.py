@@ -25,7 +25,7 @@ def add_token_scores(model: "LoadedModel", bench: "Bench", readings: Sequence[Re
     missing: dict[ReadSpec, str] = {}
     for spec in readings:
         try:
-            scored = token_scores(model, bench.detector(spec.detector), bench.read(spec), PROMPTS)
+            scored = token_scores(model, bench.detector(spec.detector), bench.read(spec), PROMPTS, bench.cache)
         except MiAuditError as error:
             missing[spec] = f"{type(error).__name__}: {error}"
             continue

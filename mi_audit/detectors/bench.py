@@ -67,6 +67,11 @@ class Bench:
         self._embedding_fails = any(name == "embed" for name, _, _ in model.hook_points.refused)
 
     @property
+    def cache(self) -> ActivationCache | None:
+        """Where reduced activations are kept."""
+        return self._store.cache
+
+    @property
     def captured(self) -> Captured:
         """What passed through the model so far."""
         return self._store.captured

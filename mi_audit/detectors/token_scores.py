@@ -8,6 +8,7 @@ import numpy as np
 
 from mi_audit.detectors.fitted import FittedDetector
 from mi_audit.detectors.readings import ReadingData
+from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.every_token import EveryToken, every_token
 from mi_audit.engine.selection import select
 from mi_audit.engine.tokens import Encoded, encode
@@ -37,8 +38,10 @@ class TokenScores:
     sinks: Bools
 
 
-def token_scores(model: "LoadedModel", detector: FittedDetector, reading: ReadingData, top: int) -> tuple[TokenScores, ...]:
-    """Score every token of the `top` prompts that score highest, highest first; ties go by id. A forward pass per small batch.
+def token_scores(
+    model: "LoadedModel", detector: FittedDetector, reading: ReadingData, top: int, cache: ActivationCache | None = None
+) -> tuple[TokenScores, ...]:
+    """Score every token of the `top` prompts that score highest, highest first; ties go by id. A forward pass a prompt.
 
     Raises:
         HookPointError, PromptError: as `engine.every_token`.
@@ -46,11 +49,11 @@ def token_scores(model: "LoadedModel", detector: FittedDetector, reading: Readin
     """
     prompts = [reading.suite.prompts[row] for row in highest(reading, top)]
     encoded = [encode(model.tokenizer, prompt, max_length=model.max_length) for prompt in prompts]
-    tokens = every_token(model, encoded, detector.at)
+    tokens = every_token(model, encoded, detector.at, cache=cache)
     return tuple(_scored(model.tokenizer, detector, prompt, each, acts) for prompt, each, acts in zip(prompts, encoded, tokens, strict=True))
 
 
-def highest(reading: ReadingData, top: int) -> Sequence[int]:
+def highest(reading: ReadingData, top: int, cache: ActivationCache | None = None) -> Sequence[int]:
     """Rows of the `top` prompts with the highest scores, highest first; ties go by id."""
     return sorted(range(len(reading.values)), key=lambda row: (-reading.values[row], reading.ids[row]))[:top]
 

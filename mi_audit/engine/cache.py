@@ -82,24 +82,28 @@ class ActivationCache:
 
     def read(self, batch: str, sites: Mapping[Site, str], rows: int) -> dict[Site, Kept]:
         """What is known of a batch at the sites, given by their keys; B must be `rows`."""
-        wanted = {key: site for site, key in sites.items()}
-        found: dict[Site, Kept] = {}
-        for path in self._files(batch):
-            tensors = self._tensors(path)
-            for key in {name.partition("/")[0] for name in tensors} & wanted.keys():
-                kept = _kept([tensors.get(f"{key}/{column}") for column in _COLUMNS], rows)
-                if kept is not None:
-                    found[wanted[key]] = kept
-        if found:
-            self._touch(batch)
-        return found
+        tensors = self.tensors(batch)
+        found = ((site, _kept([tensors.get(f"{key}/{column}") for column in _COLUMNS], rows)) for site, key in sites.items())
+        return {site: kept for site, kept in found if kept is not None}
 
     def keep(self, batch: str, sites: Mapping[Site, str], results: Mapping[Site, Kept]) -> None:
-        """Keep a batch's results. A disk that refuses ends the keeping, not the run."""
+        """Keep a batch's results, as `put`."""
+        self.put(batch, {f"{sites[site]}/{column}": getattr(kept, column) for site, kept in results.items() for column in _COLUMNS})
+
+    def tensors(self, batch: str) -> dict[str, NDArray[Any]]:
+        """All that is known of a batch, by name."""
+        known: dict[str, NDArray[Any]] = {}
+        for path in self._files(batch):
+            known.update(self._tensors(path))
+        if known:
+            self._touch(batch)
+        return known
+
+    def put(self, batch: str, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Keep tensors of a batch. A disk that refuses ends the keeping, not the run."""
         if self.trouble is not None:
             return
-        tensors = {f"{sites[site]}/{column}": getattr(kept, column) for site, kept in results.items() for column in _COLUMNS}
-        content = to_safetensors(tensors)
+        content = to_safetensors(dict(tensors))
         entry = self.folder / batch
         scratch = entry / f".{secrets.token_hex(6)}"
         try:

@@ -2,24 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mi_audit.engine.batches import pad_right, plan_batches
+from mi_audit.engine.batches import Batch
+from mi_audit.engine.cache import ActivationCache, batch_key
+from mi_audit.engine.forward import pass_through
+from mi_audit.engine.layout import Layout
 from mi_audit.engine.tokens import Encoded
-from mi_audit.errors import HookPointError, PromptError
-from mi_audit.model.sinks import sink_mask
+from mi_audit.errors import PromptError
+from mi_audit.model.sinks import sink_mask, token_norms
 from mi_audit.plan.places import At
 
 if TYPE_CHECKING:
     from mi_audit.model.loaded import LoadedModel
-
-SMALL_BUDGET: Final = 1024
-"""Padded tokens in a batch: fewer than for a capture, since every token is kept until the batch is done."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,55 +31,48 @@ class EveryToken:
     sinks: NDArray[np.bool_]
 
 
-def every_token(model: "LoadedModel", prompts: Sequence[Encoded], at: At, *, budget: int = SMALL_BUDGET) -> list[EveryToken]:
-    """Pass prompts through the decoder as far as a hook point and keep what every token has there, in the order of the prompts.
+def every_token(model: "LoadedModel", prompts: Sequence[Encoded], at: At, *, cache: ActivationCache | None = None) -> list[EveryToken]:
+    """Pass prompts through the decoder, one by one, as far as a hook point and keep what every token has there, in the order of the prompts.
 
     Args:
         model: the model under audit.
-        prompts: encoded for this model; right-padded together, which changes no value.
+        prompts: encoded for this model.
         at: the hook point, its layer absolute.
-        budget: padded tokens in a batch, at most.
+        cache: where the activations are looked up and kept.
 
     Raises:
         HookPointError: the model has no such hook point, or the pass did not come by it.
-        PromptError: a batch does not fit into the device's memory.
+        PromptError: a prompt does not fit into the device's memory.
     """
-    kept: dict[int, EveryToken] = {}
-    for batch in plan_batches([len(prompt.ids) for prompt in prompts], budget):
-        rows = [prompts[index].ids for index in batch]
-        try:
-            acts_BLD, sinks_BL = _read(model, rows, at)
-        except torch.OutOfMemoryError as error:
-            longest = max(len(row) for row in rows)
-            raise PromptError(
-                f"{len(rows)} prompts of up to {longest} tokens don't fit into the memory of {model.device}; free some of it, or use --audit-device cpu"
-            ) from error
-        for row, index in enumerate(batch):
-            length = len(rows[row])
-            kept[index] = EveryToken(rows[row], acts_BLD[row, :length].copy(), sinks_BL[row, :length].copy())
-    return [kept[index] for index in range(len(prompts))]
+    return [_found(model, prompt.ids, at, cache) if cache is not None else EveryToken(prompt.ids, *_read(model, prompt.ids, at)) for prompt in prompts]
 
 
-def _read(model: "LoadedModel", rows: Sequence[Sequence[int]], at: At) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Activations [B, L, width] and sinks [B, L] of a padded batch; the listener is gone afterwards, also after an error."""
-    ids_BL, mask_BL = pad_right(rows, model.device)
+def _found(model: "LoadedModel", ids: tuple[int, ...], at: At, cache: ActivationCache) -> EveryToken:
+    key, name = batch_key(Batch(((0,),), packed=False), [ids]), f"every token, {at}"
+    known = cache.tensors(key)
+    activations, sinks = known.get(f"{name}/activations"), known.get(f"{name}/sinks")
+    width = model.hook_points.resolve(at.point, at.layer).width
+    fits = activations is not None and activations.shape == (len(ids), width) and activations.dtype == np.float32
+    if activations is None or sinks is None or not fits or sinks.shape != (len(ids),) or sinks.dtype != np.bool_:
+        activations, sinks = _read(model, ids, at)
+        cache.put(key, {f"{name}/activations": activations, f"{name}/sinks": sinks})
+    return EveryToken(ids, activations, sinks)
+
+
+def _read(model: "LoadedModel", ids: tuple[int, ...], at: At) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Activations [L, width] and sinks [L] of one prompt."""
+    layout = Layout.of(Batch(((0,),), packed=False), [ids], model.device)
     heard: list[Tensor] = []
 
-    def hear(acts_BLD: Tensor) -> None:
-        heard.append(acts_BLD)
-        raise _Heard
+    def hear(_: At, acts_1LD: Tensor) -> None:
+        heard.append(acts_1LD[0].to(torch.float32))
+        heard.append(sink_mask(token_norms(acts_1LD), torch.ones_like(acts_1LD[..., 0]))[0])
 
-    with torch.inference_mode():
-        listener = model.hook_points.resolve(at.point, at.layer).listen(hear)
-        try:
-            model.base(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False)
-        except _Heard:
-            (acts_BLD,) = heard
-            return acts_BLD.to(torch.float32).cpu().numpy(), sink_mask(acts_BLD, mask_BL).cpu().numpy()
-        finally:
-            listener.remove()
-    raise HookPointError(f"the forward pass did not come by {at}; load the model again to resolve its hook points")
-
-
-class _Heard(Exception):  # noqa: N818 — no error: it ends a forward pass whose remaining blocks nobody reads
-    """The hook point was read."""
+    try:
+        pass_through(model, {at}, layout.arguments(model, None), hear)
+    except torch.OutOfMemoryError as error:
+        raise PromptError(
+            f"a prompt of {len(ids)} tokens does not fit into the memory of {model.device}; free some of it, or use --audit-device cpu"
+        ) from error
+    acts_LD, sinks_L = heard
+    return acts_LD.cpu().numpy().copy(), sinks_L.cpu().numpy().copy()

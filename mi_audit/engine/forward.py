@@ -35,7 +35,7 @@ class Beginning:
         past = DynamicCache()
         acts: dict[At, Tensor] = {}
         called = {"input_ids": torch.tensor([prefix], device=model.device), "past_key_values": past, "use_cache": True}
-        _listen(model, {site.at for site in sites}, called, lambda at, acts_1PD: acts.__setitem__(at, acts_1PD[0].clone()))
+        pass_through(model, {site.at for site in sites}, called, lambda at, acts_1PD: acts.__setitem__(at, acts_1PD[0].clone()))
         return cls(past, acts)
 
 
@@ -71,12 +71,16 @@ def read_batch(
         sinks_BT = acts.sinks() if any(chosen[site.tokens].pooled for site in by_place[at]) else None
         reduced.update({site: reduce(acts, chosen[site.tokens], sinks_BT) for site in by_place[at]})
 
-    _listen(model, set(by_place), layout.arguments(model, begun.past), hear)
+    pass_through(model, set(by_place), layout.arguments(model, begun.past), hear)
     return reduced
 
 
-def _listen(model: "LoadedModel", places: set[At], called: dict[str, Any], hear: Callable[[At, Tensor], None]) -> None:
-    """Call the decoder, let `hear` have the activation at each place, and end the pass after the deepest."""
+def pass_through(model: "LoadedModel", places: set[At], called: dict[str, Any], hear: Callable[[At, Tensor], None]) -> None:
+    """Call the decoder, let `hear` have the activation at each place, and end the pass after the deepest; the listeners are gone afterwards.
+
+    Raises:
+        HookPointError: the model has no such hook point, or the pass did not come by it.
+    """
     waiting = set(places)
 
     def listener(at: At) -> Callable[[Tensor], None]:

@@ -1,9 +1,10 @@
-"""Activations of every token are those of the model alone, and a batch leaves nothing behind."""
+"""Activations of every token are those of the model alone, and a pass leaves nothing behind."""
 
 import numpy as np
 import pytest
 import torch
 
+from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.every_token import every_token
 from mi_audit.engine.tokens import encode
 from mi_audit.errors import HookPointError, PromptError
@@ -41,16 +42,18 @@ def test_every_token_is_what_transformers_computes_for_the_prompt_alone(model):
         assert [inputs.tokens()[place] for place in np.flatnonzero(one.sinks)] == (["#"] if "#" in text else [])
 
 
-def test_batches_are_small_and_the_order_is_kept(model):
-    rows = []
-    counting = model.base.register_forward_pre_hook(lambda module, args, kwargs: rows.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True)
-    small, whole = every_token(model, encoded(model), AT, budget=120), every_token(model, encoded(model), AT)
+def test_what_was_read_before_does_not_pass_again(model, tmp_path):
+    passes = []
+    counting = model.base.register_forward_pre_hook(lambda module, args: passes.append(1))
+    cache = ActivationCache.of(model, tmp_path / "kept")
+    first = every_token(model, encoded(model), AT, cache=cache)
+    second = every_token(model, encoded(model), AT, cache=cache)
     counting.remove()
-    assert all(height * width <= 120 for height, width in rows[:-1])
-    assert rows[-1][0] == len(TEXTS)
-    for one, other in zip(small, whole, strict=True):
+    assert len(passes) == len(TEXTS)
+    for one, other in zip(first, second, strict=True):
         assert one.ids == other.ids
-        np.testing.assert_allclose(one.activations, other.activations, rtol=1e-4, atol=1e-4)
+        np.testing.assert_array_equal(one.activations, other.activations)
+        np.testing.assert_array_equal(one.sinks, other.sinks)
 
 
 def test_no_listener_stays_and_the_deeper_blocks_do_not_run(model):
@@ -72,6 +75,6 @@ def test_failures_are_named(model):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     breaking = model.base.register_forward_pre_hook(full)
-    with pytest.raises(PromptError, match=r"5 prompts of up to 9[01] tokens don't fit into the memory of cpu"):
+    with pytest.raises(PromptError, match="a prompt of 2 tokens does not fit into the memory of cpu"):
         every_token(model, encoded(model), AT)
     breaking.remove()
