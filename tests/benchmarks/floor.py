@@ -15,7 +15,7 @@ TRIES = 5
 def flops(model: LoadedModel, deepest: int, lengths: list[int]) -> float:
     """Floating-point operations of blocks 0 to `deepest` of a dense decoder: 2 a token and weight of the linear maps, 4 L² d of attention a prompt and block.
 
-    Padding, embedding, norms and the LM head count nothing.
+    Padding, embedding, norms and the LM head count nothing; a beginning that prompts share counts for each of them.
     """
     linear = sum(weight.numel() for layer in range(deepest + 1) for weight in _maps(model, layer))
     config = model.config

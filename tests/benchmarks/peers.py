@@ -23,6 +23,7 @@ Rows = Sequence[Sequence[int]]
 Reader = Callable[[Rows], Tensor]
 
 BATCH = 16
+BUDGET = 2048
 
 
 def hugging_face(model: LoadedModel, layers: Sequence[int]) -> Reader:
@@ -89,6 +90,16 @@ def middle(model: LoadedModel) -> int:
 def arrival(n: int) -> list[list[int]]:
     """Batches of 16 in the order of the prompts."""
     return [list(range(start, min(start + BATCH, n))) for start in range(0, n, BATCH)]
+
+
+def by_length(lengths: Sequence[int]) -> list[list[int]]:
+    """Batches of prompts sorted by length, of at most 2048 tokens with their padding: what a peer is given when it is spared the choice of batches."""
+    batches: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > BUDGET:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 @torch.inference_mode()
