@@ -14,6 +14,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+_PATIENCE = 60
+"""Seconds to wait for a lock of one's own, which others may try but never keep."""
+
 
 @dataclass(frozen=True)
 class Scratch:
@@ -39,8 +42,9 @@ def scratch_beside(target: Path) -> Iterator[Scratch]:
     target = Path(os.path.abspath(target))
     _recover(target)
     mine = Scratch.of(target, secrets.token_hex(6))
+    mine.lock.touch(exist_ok=False)  # says at once why the folder can't be written; FileLock would wait for it to change
     try:
-        with FileLock(mine.lock):
+        with FileLock(mine.lock, timeout=_PATIENCE):
             try:
                 yield mine
             finally:

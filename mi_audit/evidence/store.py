@@ -70,7 +70,7 @@ def write(
     directory = Path(os.path.abspath(directory))
     with _failures_named(directory):
         consistency.check(run)
-        directory.parent.mkdir(parents=True, exist_ok=True)
+        _make_parents(directory)
         with scratch_beside(directory) as scratch:
             _check_target(directory)
             scratch.new.mkdir()
@@ -166,6 +166,13 @@ def _flush(scratch: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+def _make_parents(directory: Path) -> None:
+    nearest = next(path for path in directory.parents if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise EvidenceError(f"{nearest} is not a folder, so {directory} can't be made in it; choose another place for the evidence")
+    directory.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _check_target(directory: Path) -> None:
