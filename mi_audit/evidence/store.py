@@ -1,14 +1,13 @@
 """The bundle: a folder of evidence, written whole or not at all, and read with distrust.
 
-Written to a temporary folder beside the target, flushed to disk, then moved into place; a reader never sees half of it. What is read is checked against its
-digests: an edited table, a swapped detector file or an unknown file is an error, not a surprise.
+Written to a temporary folder beside the target, flushed to disk, then moved into place; a reader never sees half of it. What a killed writer leaves is
+cleared up by the next (`scratch.py`). What is read is checked against its digests: an edited table, a swapped detector file or an unknown file is an error,
+not a surprise.
 """
 
 import hashlib
 import os
 import re
-import secrets
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from mi_audit.evidence import canonical, consistency, parquet, tables, tokens
 from mi_audit.evidence.canonical import Evidence
 from mi_audit.evidence.records import RunRecord, VolatileRecord
 from mi_audit.evidence.samples import SampleTable
+from mi_audit.evidence.scratch import scratch_beside
 from mi_audit.evidence.tokens import TokenTable
 
 EVIDENCE: Final = "evidence.json"
@@ -70,16 +70,15 @@ def write(
     directory = Path(os.path.abspath(directory))
     with _failures_named(directory):
         consistency.check(run)
-        _check_target(directory)
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        scratch = directory.parent / f".{directory.name}.{secrets.token_hex(6)}.partial"
-        try:
-            scratch.mkdir()
-            _fill(scratch, run, volatile, samples, token_table, detector_files, html)
-            _flush(scratch)
-            _move(scratch, directory)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        _make_parents(directory)
+        with scratch_beside(directory) as scratch:
+            _check_target(directory)
+            scratch.new.mkdir()
+            _fill(scratch.new, run, volatile, samples, token_table, detector_files, html)
+            _flush(scratch.new)
+            if directory.exists():
+                os.replace(directory, scratch.aside)
+            os.replace(scratch.new, directory)
 
 
 def read(directory: Path) -> Bundle:
@@ -121,13 +120,9 @@ def write_report(directory: Path, html: str) -> Path:
         EvidenceError: the disk refuses.
     """
     target = directory / REPORT
-    scratch = directory.parent / f".{directory.name}.{secrets.token_hex(6)}.html"
-    with _failures_named(target):
-        try:
-            _put(scratch, html.encode("utf-8"))
-            os.replace(scratch, target)
-        finally:
-            scratch.unlink(missing_ok=True)
+    with _failures_named(target), scratch_beside(directory) as scratch:
+        _put(scratch.new, html.encode("utf-8"))
+        os.replace(scratch.new, target)
     return target
 
 
@@ -173,19 +168,11 @@ def _flush(scratch: Path) -> None:
             os.close(handle)
 
 
-def _move(scratch: Path, directory: Path) -> None:
-    """Put the finished folder in place. A previous bundle is set aside first, and put back if the new one can't take its place."""
-    if not directory.exists():
-        os.replace(scratch, directory)
-        return
-    aside = directory.parent / f".{directory.name}.{secrets.token_hex(6)}.replaced"
-    os.replace(directory, aside)
-    try:
-        os.replace(scratch, directory)
-    except OSError:
-        os.replace(aside, directory)
-        raise
-    shutil.rmtree(aside)
+def _make_parents(directory: Path) -> None:
+    nearest = next(path for path in directory.parents if os.path.lexists(path))
+    if not nearest.is_dir():
+        raise EvidenceError(f"{nearest} is not a folder, so {directory} can't be made in it; choose another place for the evidence")
+    directory.parent.mkdir(parents=True, exist_ok=True)
 
 
 def _check_target(directory: Path) -> None:

@@ -20,7 +20,9 @@ def bridge_of(model: LoadedModel) -> TransformerBridge:
     with tempfile.TemporaryDirectory() as folder:
         model.tokenizer.save_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return TransformerBridge.boot_transformers(model.ref, hf_model=copy.deepcopy(model.hf), tokenizer=tokenizer, device="cpu")
+        return TransformerBridge.boot_transformers(
+            model.ref, hf_model=copy.deepcopy(model.hf), tokenizer=tokenizer, device=str(model.device), dtype=model.dtype
+        )
 
 
 @torch.inference_mode()

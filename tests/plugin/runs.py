@@ -27,7 +27,7 @@ class Run:
         return next(audit.error or "" for audit in self.bundle.run.audits if audit.function == function)
 
 
-def run(pytester: pytest.Pytester, model: Path, *arguments: str, report: str = "none") -> Run:
-    folder = pytester.path / "evidence"
+def run(pytester: pytest.Pytester, model: Path, *arguments: str, report: str = "none", out: Path | None = None) -> Run:
+    folder = out or pytester.path / "evidence"
     result = pytester.runpytest_inprocess(f"--audit-model={model}", f"--audit-out={folder}", f"--audit-format={report}", *arguments)
     return Run(result, folder)

@@ -1,0 +1,1 @@
+"""What a run survives: `python -m tests.survival.kills`."""
