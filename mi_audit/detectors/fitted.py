@@ -39,7 +39,8 @@ class FittedDetector:
 
     def score(self, acts: Floats) -> Floats:
         """The scores [n] of activations [n, d]."""
-        return (acts - self.centre) @ self.weight
+        scores: Floats = np.einsum("nd,d->n", acts - self.centre, self.weight)  # unlike a matrix product, equal rows give equal scores to the last bit
+        return scores
 
     def to_bytes(self) -> bytes:
         """A safetensors file: tensors `direction` and `centre`, float64 [d], and the card as canonical JSON in its header. Equal detectors give equal bytes."""
