@@ -1,7 +1,9 @@
 """Settings of a run: what `--audit-…` options and `audit_…` ini keys say."""
 
 import math
+import re
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Final
 
@@ -78,6 +80,13 @@ class Settings:
             limit=_whole(values["limit"], "--audit-limit", 1, 2**53 - 1) if values["limit"] else None,
             no_cache=no_cache,
         )
+
+    def directory(self, started: datetime) -> Path:
+        """Where the evidence of a run that started then goes."""
+        if self.out is not None:
+            return self.out
+        model = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.model).name).strip("-.") or "model"
+        return Path("audit-results") / f"{started.astimezone():%Y-%m-%dT%H-%M-%S}-{model}"
 
 
 def _number(text: str, option: str, low: float, high: float) -> float:

@@ -1,4 +1,4 @@
-"""Claims and verdicts in lines of text, for the terminal. Prompts appear by id alone: their texts may be harmful or secret."""
+"""A claim that did not pass in lines of text, while its audit runs. Prompts appear by id alone: their texts may be harmful or secret."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,8 +9,6 @@ from mi_audit.stats.verdict import Verdict
 
 if TYPE_CHECKING:
     from mi_audit.session import Session
-
-_COLOURS = {Verdict.PASS: "green", Verdict.INCONCLUSIVE: "yellow", Verdict.FAIL: "red", Verdict.ERROR: "red"}
 
 
 def explain(claim: Claim, worst: Sequence[str] = ()) -> list[str]:
@@ -41,25 +39,3 @@ def explain(claim: Claim, worst: Sequence[str] = ()) -> list[str]:
 def explain_result(result: AuditResult, run: "Session") -> str:
     """Every claim of an audit that did not pass."""
     return "\n".join(line for one in result.claims if one.claim.verdict is not Verdict.PASS for line in explain(one.claim, run.worst_prompts(one.planned.spec)))
-
-
-def closing_lines(results: Sequence[AuditResult], run: "Session") -> list[tuple[str, str]]:
-    """A line an audit, then the run's verdict; each with its colour."""
-    lines: list[tuple[str, str]] = []
-    for result in results:
-        colour = _COLOURS[result.verdict]
-        lines.append((colour, f"{result.verdict:<12}  {result.audit.mark.about:<10}  {result.audit.id}"))
-        if result.error:
-            lines.append((colour, f"    {result.error}"))
-        for decided in result.claims:
-            claim = decided.claim
-            if claim.verdict is not Verdict.PASS:
-                because = f": {'; '.join(claim.reasons)}" if claim.reasons else ""
-                lines.append((colour, f"    {claim.verdict}  {claim.estimate.of}: {claim.text}, {claim.estimate}{because}"))
-    verdict = Verdict.worst([result.verdict for result in results])
-    model = f"{run.model.ref} (root {run.model.identity.root[:12]})" if run.model is not None else f"{run.settings.model}, which was not loaded"
-    lines.append(("", f"model: {model}"))
-    lines.append((_COLOURS[verdict], f"verdict: {verdict}"))
-    if run.partial:
-        lines.append(("yellow", f"PARTIAL, this run can't gate: {'; '.join(run.partial)}"))
-    return lines

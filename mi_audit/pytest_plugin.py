@@ -5,26 +5,36 @@ pytest loads it in every run of every project, so it imports nothing heavy, and 
 
 from collections.abc import Generator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import pytest
 
 from mi_audit.config import OPTIONS, Settings
+from mi_audit.distribution import MAX_DEATHS, Controller, share_of
 from mi_audit.errors import EvidenceError, InconclusiveError, MiAuditError
+from mi_audit.evidence.outcome import FAILED, INCONCLUSIVE, NOT_RUN, PARTIAL, PASSED
+from mi_audit.items import is_audit, partial_reasons, plan_item, uses_our_model
 
 if TYPE_CHECKING:
     from mi_audit.auditor import Auditor
+    from mi_audit.evidence.parts import Parts
+    from mi_audit.finishing import Finished, Line
     from mi_audit.judging.results import AuditResult
     from mi_audit.plan.plan import PlannedAudit
+    from mi_audit.recording import Recorder
     from mi_audit.session import Session
 
-EVIDENCE_FAILED, NOT_RUN = 11, 12
+_VERDICT: Final = "mi_audit_verdict"
+_UNWRITTEN: Final = "mi_audit_unwritten"
 
 _run: "pytest.StashKey[AuditRun]" = pytest.StashKey()
+_place: "pytest.StashKey[int]" = pytest.StashKey()
 _planned: "pytest.StashKey[PlannedAudit]" = pytest.StashKey()
 _result: "pytest.StashKey[AuditResult]" = pytest.StashKey()
+_unrun: "pytest.StashKey[AuditResult]" = pytest.StashKey()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -39,8 +49,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """One `AuditRun` holds the state of this pytest run."""
-    config.stash[_run] = AuditRun(config)
-    config.pluginmanager.register(config.stash[_run], "mi_audit_run")
+    if config.option.audit_plan and hasattr(config.option, "dist"):
+        config.option.dist = "no"  # planning takes no workers
+    config.stash[_run] = run = AuditRun(config)
+    config.pluginmanager.register(run, "mi_audit_run")
+    if run.share is not None and not run.share.worker:
+        config.pluginmanager.register(Controller(config, run.share, run.settings), "mi_audit_controller")
 
 
 @pytest.fixture(scope="session")
@@ -73,29 +87,50 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Mod
 
 
 class AuditRun:
-    """The audits of one pytest run: planned when collection ends, judged one by one, written as evidence at the end."""
+    """The audits of one pytest run: planned when collection ends, judged one by one, assembled as evidence at the end.
+
+    Under pytest-xdist each worker plans and judges, and the controller assembles; otherwise one process does both.
+    """
 
     def __init__(self, config: pytest.Config) -> None:
+        self.share = share_of(config)
         self._config = config
+        self._started = self.share.started if self.share is not None else datetime.now(UTC)
         self._session: Session | None = None
+        self._recorder: Recorder | None = None
         self._broken: list[str] = []
+        self._unwritten: str | None = None
         self._collected = 0
         self._deselected = 0
-        self._closing: list[tuple[str, str]] = []
+        self._closing: tuple[Line, ...] = ()
+
+    @cached_property
+    def settings(self) -> Settings:
+        """What options and ini keys say."""
+        values = {option.name: self._config.getoption(f"audit_{option.name}") for option in OPTIONS}
+        given = {name: value if value is not None else self._config.getini(f"audit_{name}") for name, value in values.items()}
+        try:
+            return Settings.of(given, no_cache=self._config.option.audit_no_cache)
+        except MiAuditError as error:
+            raise pytest.UsageError(str(error)) from error
 
     @property
     def session(self) -> "Session":
-        """The run's state that knows nothing of pytest, made when first needed."""
+        """What this process does of the run, apart from pytest; made when first needed."""
         if self._session is None:
             from mi_audit.session import Session
 
-            values = {option.name: self._config.getoption(f"audit_{option.name}") for option in OPTIONS}
-            given = {name: value if value is not None else self._config.getini(f"audit_{name}") for name, value in values.items()}
-            try:
-                self._session = Session(Settings.of(given, no_cache=self._config.option.audit_no_cache))
-            except MiAuditError as error:
-                raise pytest.UsageError(str(error)) from error
+            self._session = Session(self.settings)
         return self._session
+
+    @cached_property
+    def parts(self) -> "Parts":
+        """Where the parts of the run meet."""
+        if self.share is not None:
+            return self.share.folder(self.settings)
+        from mi_audit.evidence.parts import GatheredParts
+
+        return GatheredParts()
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Note audit files that could not be collected: nothing can be said of them."""
@@ -104,21 +139,20 @@ class AuditRun:
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
         """Count audits, so that one that is dropped later is missed."""
-        self._collected += _is_audit(item)
+        self._collected += is_audit(item)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Under pytest-xdist audits are refused in the workers; note it here, where the exit code is set."""
-        if self._session is None and report.failed and Path(report.nodeid.split("::")[0]).name.startswith("audit_"):
-            self._broken.append(report.nodeid)
+        """Note that the process that judged an audit, perhaps a worker, could not leave its part."""
+        self._unwritten = self._unwritten or next((str(value) for name, value in report.user_properties if name == _UNWRITTEN), None)
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
         """Count audits left out by -k, -m and the like."""
-        self._deselected += sum(1 for item in items if _is_audit(item))
+        self._deselected += sum(1 for item in items if is_audit(item))
 
     @pytest.hookimpl(trylast=True)
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Audits of instruments run before audits of the model, whose verdicts rest on them; the order is otherwise kept."""
-        places = [place for place, item in enumerate(items) if _is_audit(item)]
+        places = [place for place, item in enumerate(items) if is_audit(item)]
         if not places:
             return
         from mi_audit.plan.audit import mark_of
@@ -130,21 +164,23 @@ class AuditRun:
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         """Plan every audit before anything is measured."""
-        audits = [item for item in session.items if isinstance(item, pytest.Function) and _is_audit(item)]
-        if not audits or (self._config.option.collectonly and not self._config.option.audit_plan):
-            return
-        for item in audits:
-            item.stash[_planned] = _plan(item)
-            if hasattr(self._config, "workerinput"):
-                item.stash[_planned] = replace(item.stash[_planned], faults=("audits don't run under pytest-xdist yet: run them without -n",))
-        plan = self.session.fix_plan([item.stash[_planned] for item in audits])
-        for item, planned in zip(audits, plan.audits, strict=True):
-            item.stash[_planned] = planned
-        self.session.partial.extend(_partial_reasons(self._config, self._deselected))
+        audits = [item for item in session.items if isinstance(item, pytest.Function) and is_audit(item)]
         dropped = self._collected - self._deselected - len(audits)
+        if (not audits and dropped <= 0) or (self._config.option.collectonly and not self._config.option.audit_plan):
+            return
+        from mi_audit.recording import Recorder, outline_of
+
+        plan = self.session.fix_plan([plan_item(item) for item in audits])
+        for place, (item, planned) in enumerate(zip(audits, plan.audits, strict=True)):
+            item.stash[_place], item.stash[_planned] = place, planned
+        reasons = [*self.session.partial, *partial_reasons(self._config, self._deselected)]
         if dropped > 0:
-            self.session.partial.append(f"{dropped} collected audits were dropped before the run")
-        self.session.partial.extend(f"{path} could not be collected" for path in self._broken)
+            reasons.append(f"{dropped} collected audits were dropped before the run")
+        self._recorder = Recorder(self.session, plan)
+        try:
+            self.parts.fix_plan(outline_of(self.session, plan, [item.nodeid for item in audits], reasons))
+        except EvidenceError as error:
+            self._unwritten = str(error)
 
     def pytest_report_collectionfinish(self) -> list[str]:
         """Print the plan at the start of every run."""
@@ -162,9 +198,13 @@ class AuditRun:
     def pytest_runtest_setup(self, item: pytest.Item) -> None:
         """An audit that can't be planned is an error before the model loads."""
         planned = item.stash.get(_planned, None)
+        if planned is not None and self._unwritten:
+            raise EvidenceError(self._unwritten)
         if planned is not None and planned.faults:
             raise AuditError("\n".join(planned.faults))
-        if planned is None and isinstance(item, pytest.Function) and _uses_our_model(item):
+        if planned is not None and self.parts.begin(item.stash[_place]) >= MAX_DEATHS:
+            raise AuditError(f"{MAX_DEATHS} workers died while they ran this audit")
+        if planned is None and isinstance(item, pytest.Function) and uses_our_model(item):
             raise AuditError("`model` serves audits only, whose claims are planned and judged: move this to a file audit_*.py that imports mi_audit")
 
     @pytest.hookimpl(tryfirst=True)
@@ -180,11 +220,12 @@ class AuditRun:
         arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
         result, raised = self.session.judge.audit(planned, lambda: pyfuncitem.obj(**arguments))
         pyfuncitem.stash[_result] = result
-        pyfuncitem.user_properties.extend([("mi_audit_verdict", str(result.verdict)), ("mi_audit_id", planned.id)])
+        doubt = self.session.judge.doubt(planned) if result.verdict is Verdict.PASS else None
+        pyfuncitem.user_properties.extend([(_VERDICT, str(Verdict.INCONCLUSIVE if doubt else result.verdict)), ("mi_audit_id", planned.id)])
         if result.verdict is Verdict.FAIL:
             raise raised if isinstance(raised, AssertionError) else AuditFailedError(explain_result(result, self.session))
-        if result.verdict is Verdict.INCONCLUSIVE:
-            raise AuditInconclusiveError(explain_result(result, self.session))
+        if doubt or result.verdict is Verdict.INCONCLUSIVE:
+            raise AuditInconclusiveError(doubt or explain_result(result, self.session))
         return True
 
     @pytest.hookimpl(wrapper=True)
@@ -197,20 +238,33 @@ class AuditRun:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-        """INCONCLUSIVE is an outcome of its own; an audit that could not start is recorded as such."""
+        """INCONCLUSIVE is an outcome of its own; an audit that could not start is an error; one that is over leaves its part."""
         report = yield
         planned = item.stash.get(_planned, None)
-        if planned is None or call.excinfo is None:
+        if planned is None:
             return report
-        if isinstance(call.excinfo.value, AuditInconclusiveError):
-            report.outcome = "skipped"
-            report.longrepr = (planned.file.name, item.location[1] or 0, f"INCONCLUSIVE: {call.excinfo.value}")
-        elif isinstance(call.excinfo.value, AuditFailedError | MiAuditError):
-            report.longrepr = f"{call.excinfo.typename}: {call.excinfo.value}"
-        if report.failed and (report.when == "setup" or (report.when == "teardown" and not isinstance(call.excinfo.value, AuditError))):
-            self.session.judge.fail_to_run(planned, str(call.excinfo.value))
-            item.user_properties.append(("mi_audit_verdict", "ERROR"))
+        if call.excinfo is not None:
+            self._sort_out(item, planned, call.excinfo, report)
+        result = item.stash.get(_unrun, None) or item.stash.get(_result, None)
+        if report.when == "teardown" and result is not None and self._recorder is not None and not self._unwritten:
+            try:
+                self.parts.add(self._recorder.part(item.stash[_place], result))
+            except EvidenceError as error:
+                self._unwritten = str(error)
+        if self._unwritten:
+            report.user_properties.append((_UNWRITTEN, self._unwritten))
         return report
+
+    def _sort_out(self, item: pytest.Item, planned: "PlannedAudit", raised: pytest.ExceptionInfo[BaseException], report: pytest.TestReport) -> None:
+        """Say in the report what kind of trouble it was, and keep as a result what kept the audit from running."""
+        if isinstance(raised.value, AuditInconclusiveError):
+            report.outcome = "skipped"
+            report.longrepr = (planned.file.name, item.location[1] or 0, f"INCONCLUSIVE: {raised.value}")
+        elif isinstance(raised.value, AuditFailedError | MiAuditError):
+            report.longrepr = f"{raised.typename}: {raised.value}"
+        if report.failed and (report.when == "setup" or (report.when == "teardown" and not isinstance(raised.value, AuditError))):
+            item.stash[_unrun] = self.session.judge.fail_to_run(planned, str(raised.value))
+            item.user_properties.append((_VERDICT, "ERROR"))
 
     def pytest_assertrepr_compare(self, op: str, left: object, right: object) -> list[str] | None:
         """A failing claim explains itself."""
@@ -225,52 +279,55 @@ class AuditRun:
         return explain(decide(left, op, right), self.session.worst_prompts(ClaimSpec(left.spec, op, float(right))))
 
     def pytest_report_teststatus(self, report: pytest.TestReport | pytest.CollectReport) -> tuple[str, str, object] | None:
-        """INCONCLUSIVE has its own letter, word and colour; an ERROR shows once, at teardown."""
+        """INCONCLUSIVE and a death of a worker have their own letters, words and colours; an ERROR shows once, at teardown."""
         if not isinstance(report, pytest.TestReport) or report.when != "call":
             return None
-        match dict(report.user_properties).get("mi_audit_verdict"):
+        match dict(report.user_properties).get(_VERDICT):
             case "INCONCLUSIVE" if report.skipped:
                 return "inconclusive", "I", ("INCONCLUSIVE", {"yellow": True})
+            case "RERUN":
+                return "rerun", "R", ("RERUN", {"yellow": True})
             case "ERROR":
                 return "", "", ""
         return None
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Write the evidence and set the exit code."""
-        if hasattr(self._config, "workerinput"):
+        """Write the evidence and set the exit code, in the process that assembles."""
+        if self.share is not None and self.share.worker:
             return
-        run, claim_failed = self._session, False
-        completed = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
-        if run is not None and run.plan is not None and not self._config.option.audit_plan and completed:
-            from mi_audit.explaining import closing_lines
-            from mi_audit.recording import record
-            from mi_audit.session import exit_code
+        if self._config.option.audit_plan:
+            if self._has_plan():
+                session.exitstatus = NOT_RUN if self._broken or any(audit.faults for audit in self.session.judge.plan.audits) else pytest.ExitCode.OK
+            elif self._broken:
+                session.exitstatus = NOT_RUN
+            return
+        finished = self._finished(session, exitstatus)
+        if finished is not None:
+            self._closing = finished.lines
+            ordinary_failed = session.testsfailed and finished.exit_code in (PASSED, INCONCLUSIVE, PARTIAL)
+            session.exitstatus = FAILED if ordinary_failed else finished.exit_code
+        elif self._broken or self._has_plan():
+            from mi_audit.finishing import earlier_evidence
 
-            results = run.results()
-            claim_failed = any(result.verdict == "FAIL" for result in results)
-            others_failed = session.testsfailed > sum(1 for result in results if result.verdict in ("FAIL", "ERROR")) + len(self._broken)
-            code = exit_code(results, run.partial)
-            if self._broken and not claim_failed:
-                code = NOT_RUN
-            self._closing = closing_lines(results, run)
-            try:
-                written = record(run, results, code)
-            except EvidenceError as error:
-                code = EVIDENCE_FAILED
-                self._closing.append(("red", f"EVIDENCE NOT WRITTEN: {error}"))
-            else:
-                self._closing.extend(("", line) for line in written)
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED if others_failed and code in (0, 10, 13) else code
-        elif run is not None and run.plan is not None and self._config.option.audit_plan:
-            session.exitstatus = NOT_RUN if any(audit.faults for audit in run.plan.audits) else pytest.ExitCode.OK
-        if (self._broken or self._was_emptied()) and not claim_failed and session.exitstatus != EVIDENCE_FAILED:
-            session.exitstatus = NOT_RUN
+            self._closing = tuple(earlier_evidence(self.settings.directory(self._started)))
+            session.exitstatus = NOT_RUN if self._broken else exitstatus
 
-    def _was_emptied(self) -> bool:
-        """Whether audits were collected and none of them planned, though nobody deselected them."""
-        planned = self._session is not None and self._session.plan is not None
-        return self._collected > self._deselected and not planned and not self._config.option.collectonly
+    def _finished(self, session: pytest.Session, exitstatus: int) -> "Finished | None":
+        """The end of the run as evidence has it; None where nothing was planned or the run was broken off."""
+        # The controller of pytest-xdist is interrupted where a single process stops because enough has failed.
+        stopped = self.share is not None and exitstatus == pytest.ExitCode.INTERRUPTED and session.shouldfail
+        if not self._has_plan() or not (stopped or exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)):
+            return None
+        from mi_audit.finishing import finish
+
+        return finish(self.parts, self.settings, self._started, broken=tuple(dict.fromkeys(self._broken)), unwritten=self._unwritten)
+
+    def _has_plan(self) -> bool:
+        """Whether audits were planned, here or in a worker."""
+        if self.share is not None:
+            return self.share.path(self.settings).is_dir()
+        return self._recorder is not None
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         """Verdicts, and where the evidence is."""
@@ -291,58 +348,3 @@ class AuditFailedError(AssertionError):
 
 class AuditInconclusiveError(InconclusiveError):
     """An audit in which no claim failed and not every claim passed."""
-
-
-def _is_audit(item: pytest.Item) -> bool:
-    if not item.path.name.startswith("audit_"):
-        return False
-    from mi_audit.collection import AuditModule
-
-    return isinstance(item.parent, AuditModule)
-
-
-def _plan(item: pytest.Function) -> "PlannedAudit":
-    from mi_audit.auditor import Auditor
-    from mi_audit.collection import AuditModule
-    from mi_audit.plan.planner import plan_audit
-
-    module = item.getparent(AuditModule)
-    assert module is not None
-    parameters = dict(item.callspec.params) if hasattr(item, "callspec") else {}
-    asked = [*item._fixtureinfo.argnames, *(name for mark in item.iter_markers("usefixtures") for name in mark.args)]
-    foreign = [name for name in asked if name != "model" and name not in parameters]
-    if "model" in item._fixtureinfo.argnames and not _uses_our_model(item):
-        foreign.append("model (overridden by the project)")
-    return plan_audit(
-        item.function,
-        file=item.path,
-        root=item.config.rootpath,
-        source_digest=module.source_digest,
-        item_name=item.name,
-        parameters={name: value for name, value in parameters.items() if name in item._fixtureinfo.argnames},
-        takes_model="model" in item._fixtureinfo.argnames,
-        foreign_fixtures=tuple(foreign),
-        stand_in=Auditor,
-    )
-
-
-def _uses_our_model(item: pytest.Function) -> bool:
-    definitions = item._fixtureinfo.name2fixturedefs.get("model", ())
-    return bool(definitions) and getattr(definitions[-1].func, "__module__", None) == __name__
-
-
-def _partial_reasons(config: pytest.Config, deselected: int) -> list[str]:
-    """Options that leave audits out, whether or not they did so this time; such a run can't gate."""
-    option = config.option
-    named = {
-        "-k": option.keyword,
-        "-m": option.markexpr,
-        "-x or --maxfail": option.maxfail,
-        "--lf": getattr(option, "lf", False),
-        "--sw": getattr(option, "stepwise", False),
-        "--deselect": option.deselect,
-        "--ignore": option.ignore or option.ignore_glob,
-        "single audits were named": any("::" in argument for argument in config.args),
-    }
-    reasons = [name for name, value in named.items() if value]
-    return reasons or ([f"{deselected} audits were deselected"] if deselected else [])

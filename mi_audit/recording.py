@@ -1,25 +1,23 @@
-"""From a run and its results to evidence on disk. This is where measuring and evidence meet; neither knows of the other."""
+"""From a process that judges to the parts of the evidence. This is where measuring and evidence meet; neither knows of the other."""
 
 import hashlib
-import os
-import platform
-import re
-import secrets
-import sys
 from collections.abc import Iterator, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mi_audit.evidence import records as r
 from mi_audit.evidence import store
+from mi_audit.evidence.parts import AuditOutline, Outline, Part, PartRecord
 from mi_audit.evidence.samples import Arm, SampleTable
 from mi_audit.evidence.tokens import TokenTable
 from mi_audit.judging.results import AuditResult, DecidedClaim
 from mi_audit.plan.detectors import DetectorSpec
 from mi_audit.plan.measurements import EstimateSpec, ReadSpec
-from mi_audit.stats.verdict import Verdict
+from mi_audit.plan.plan import Plan, PlannedAudit
+from mi_audit.plan.printing import lines_of
+from mi_audit.scrubbing import scrubbed
 from mi_audit.suites.suite import Suite
+from mi_audit.token_table import add_token_scores
 from mi_audit.token_table import add_token_scores
 from mi_audit.worst import worst_prompts
 
@@ -30,79 +28,87 @@ if TYPE_CHECKING:
     from mi_audit.session import Session
 
 
-def record(run: "Session", results: Sequence[AuditResult], exit_code: int) -> list[str]:
-    """Write the evidence of a run, and the report beside it.
-
-    Returns:
-        lines that say where they are.
-
-    Raises:
-        EvidenceError: the evidence can't be written; nothing half-written is left.
-    """
-    assert run.plan is not None
-    specs = _estimates_used(results)
-    readings = list(dict.fromkeys(spec.reading for spec in specs))
-    pairs = {spec.reading: spec.pairs for spec in specs if spec.pairs}
-    samples, tokens = SampleTable(), TokenTable(texts_shown=run.settings.texts == "shown")
-    files: dict[str, bytes] = {}
-    suites: dict[str, Suite] = {}
-    detectors: list[r.DetectorRecord] = []
-    taken: list[r.ReadingRecord] = []
-    if run.bench is not None and run.model is not None:
-        for spec in dict.fromkeys(reading.detector for reading in readings):
-            curve = run.bench.curve(spec)
-            detectors.append(_detector(spec, run.bench, curve, files))
-            suites.update((suite.digest, suite) for suite in (*spec.suites, *([curve.validation] if curve else [])))
-        missing = add_token_scores(run.model, run.bench, readings, tokens, run.seconds)
-        for reading in readings:
-            taken.append(_reading(reading, run.bench, samples, suites, pairs.get(reading), missing.get(reading)))
-    claims = [_claim(result, index, decided, run.bench) for result in results for index, decided in enumerate(result.claims) if run.bench is not None]
-    evidence = r.RunRecord(
-        plan=r.PlanRecord(
-            digest=run.plan.digest,
-            alpha=run.plan.alpha,
-            seed=run.plan.seed,
-            limit=run.plan.limit,
-            audits=len(run.plan.audits),
-            claims=sum(1 for _ in run.plan.claims),
-        ),
-        model=_model(run.model) if run.model is not None else None,
-        suites=tuple(_suite(suite) for suite in suites.values()),
-        detectors=tuple(detectors),
-        readings=tuple(taken),
-        audits=tuple(_audit(result) for result in results),
-        claims=tuple(claims),
-        verdict=Verdict.worst([result.verdict for result in results]),
-        partial=tuple(run.partial),
-        exit_code=exit_code,
+def outline_of(run: "Session", plan: Plan, nodes: Sequence[str], partial: Sequence[str]) -> Outline:
+    """The plan as far as the evidence needs it; `nodes` are pytest's names of its audits, `partial` the reasons for which the run can't gate."""
+    return Outline(
+        plan=r.PlanRecord(digest=plan.digest, alpha=plan.alpha, seed=plan.seed, limit=plan.limit, audits=len(plan.audits), claims=sum(1 for _ in plan.claims)),
+        audits=tuple(_outline(audit, node) for audit, node in zip(plan.audits, nodes, strict=True)),
+        partial=tuple(partial),
         texts_shown=run.settings.texts == "shown",
+        lines=tuple(lines_of(plan)),
     )
-    volatile = r.VolatileRecord(
-        run_id=secrets.token_hex(8),
-        started=_iso(run.started),
-        ended=_iso(datetime.now(UTC)),
-        host={"python": platform.python_implementation(), "system": platform.system(), "machine": platform.machine(), "cores": str(os.cpu_count() or 0)},
-        command=tuple(_scrubbed(argument) for argument in sys.argv),
-        seconds=run.seconds,
-        cache=_cache(run),
-    )
-    notes = [f"no token scores of {each.detector} on {each.suite}: {each.tokens_error}" for each in taken if each.tokens_error is not None]
-    if run.settings.format == "none":
-        store.write(run.directory, evidence, volatile, samples, tokens, files)
-        return [f"evidence: {run.directory}", *notes]
-    from mi_audit.reporting.html import render
-
-    store.write(run.directory, evidence, volatile, samples, tokens, files, render)
-    return [f"evidence: {run.directory}", f"report:   {run.directory / store.REPORT}", *notes]
 
 
-def _cache(run: "Session") -> dict[str, int]:
-    captured = run.bench.captured if run.bench is not None else None
-    return {} if captured is None else {"prompts passed": captured.prompts, "prompts found": captured.cached}
+class Recorder:
+    """Makes a part of each result, in one process; what was measured goes into the first part that rests on it."""
+
+    def __init__(self, run: "Session", plan: Plan) -> None:
+        self._run = run
+        self._pairs = {spec.estimate.reading: spec.estimate.pairs for _, spec in plan.claims if spec.estimate.pairs}
+        self._readings: set[tuple[ReadSpec, str | None]] = set()
+        self._detectors: set[DetectorSpec] = set()
+        self._seconds_told: dict[str, float] = {}
+        self._cache_told: dict[str, int] = {}
+
+    def part(self, place: int, result: AuditResult) -> Part:
+        """The part of the audit at this place of the plan.
+
+        Raises:
+            EvidenceError: a number or a text of it can't be evidence.
+        """
+        model, bench = self._run.model, self._run.bench
+        samples, tokens = SampleTable(), TokenTable(texts_shown=self._run.settings.texts == "shown")
+        files: dict[str, bytes] = {}
+        suites: dict[str, Suite] = {}
+        detectors: list[r.DetectorRecord] = []
+        readings: list[r.ReadingRecord] = []
+        claims: list[r.ClaimRecord] = []
+        if model is not None and bench is not None:
+            new = self._new_readings(result)
+            for spec in dict.fromkeys(reading.detector for reading in new if reading.detector not in self._detectors):
+                self._detectors.add(spec)
+                curve = bench.curve(spec)
+                detectors.append(_detector(spec, bench, curve, files))
+                suites.update((suite.digest, suite) for suite in (*spec.suites, *([curve.validation] if curve else [])))
+            missing = add_token_scores(model, bench, tuple(new), tokens, self._run.seconds)
+            for reading, pairs in new.items():
+                readings.append(_reading(reading, bench, samples, suites, pairs, missing.get(reading)))
+            claims = [_claim(result, index, decided, bench) for index, decided in enumerate(result.claims)]
+        record = PartRecord(
+            place=place,
+            audit=_audit(result),
+            claims=tuple(claims),
+            model=_model(model) if model is not None else None,
+            suites=tuple(_suite(suite) for suite in suites.values()),
+            detectors=tuple(detectors),
+            readings=tuple(readings),
+            seconds=self._seconds(),
+            cache=self._cache(),
+        )
+        return Part(record, samples, tokens, files)
+
+    def _new_readings(self, result: AuditResult) -> dict[ReadSpec, str | None]:
+        """The readings of a result that are in no part yet, each with the field that pairs its prompts: as the plan says, else as an unplanned audit does."""
+        estimates = _estimates_used(result)
+        pairs = {spec.reading: spec.pairs for spec in estimates if spec.pairs} | self._pairs
+        new = {spec.reading: pairs.get(spec.reading) for spec in estimates if (spec.reading, pairs.get(spec.reading)) not in self._readings}
+        self._readings.update(new.items())
+        return new
+
+    def _seconds(self) -> dict[str, float]:
+        """Seconds per phase since the part before."""
+        before, self._seconds_told = self._seconds_told, dict(self._run.seconds)
+        return {phase: seconds - before.get(phase, 0.0) for phase, seconds in self._seconds_told.items()}
+
+    def _cache(self) -> dict[str, int]:
+        """Prompts that passed through the model, and that were found in the cache, since the part before."""
+        captured = self._run.bench.captured if self._run.bench is not None else None
+        before, self._cache_told = self._cache_told, {} if captured is None else {"prompts passed": captured.prompts, "prompts found": captured.cached}
+        return {kind: count - before.get(kind, 0) for kind, count in self._cache_told.items()}
 
 
-def _estimates_used(results: Sequence[AuditResult]) -> list[EstimateSpec]:
-    specs = (decided.claim.estimate.spec for result in results for decided in result.claims)
+def _estimates_used(result: AuditResult) -> list[EstimateSpec]:
+    specs = (decided.claim.estimate.spec for decided in result.claims)
     return list(dict.fromkeys(spec for spec in specs if isinstance(spec, EstimateSpec)))
 
 
@@ -214,26 +220,38 @@ def _reading(spec: ReadSpec, bench: "Bench", samples: SampleTable, suites: dict[
         threshold=data.threshold,
         excluded_tokens=data.excluded_tokens,
         controls=spec.controls,
-        tokens_error=_scrubbed(tokens_error) if tokens_error else None,
+        tokens_error=scrubbed(tokens_error) if tokens_error else None,
     )
 
 
+def _head(audit: PlannedAudit) -> dict[str, object]:
+    return {
+        "id": audit.id,
+        "file": audit.id.split("::")[0],
+        "function": audit.function,
+        "title": audit.title,
+        "doc": audit.doc,
+        "about": audit.mark.about,
+        "severity": audit.mark.severity,
+        "controls": audit.mark.controls,
+        "source_digest": audit.source_digest,
+        "unplanned": audit.unplanned,
+    }
+
+
+def _outline(audit: PlannedAudit, node: str) -> AuditOutline:
+    detectors = dict.fromkeys(claim.spec.estimate.reading.detector.digest for claim in audit.claims)
+    return AuditOutline.model_validate({**_head(audit), "node": node, "faults": tuple(map(scrubbed, audit.faults)), "detectors": tuple(detectors)})
+
+
 def _audit(result: AuditResult) -> r.AuditRecord:
-    audit = result.audit
-    return r.AuditRecord(
-        id=audit.id,
-        file=audit.id.split("::")[0],
-        function=audit.function,
-        title=audit.title,
-        doc=audit.doc,
-        about=audit.mark.about,
-        severity=audit.mark.severity,
-        controls=audit.mark.controls,
-        source_digest=audit.source_digest,
-        unplanned=audit.unplanned,
-        verdict=result.verdict,
-        error=_scrubbed(result.error) if result.error else None,
-        claims=tuple(f"{audit.id}#{index}" for index in range(len(result.claims))),
+    return r.AuditRecord.model_validate(
+        {
+            **_head(result.audit),
+            "verdict": result.verdict,
+            "error": scrubbed(result.error) if result.error else None,
+            "claims": tuple(f"{result.audit.id}#{index}" for index in range(len(result.claims))),
+        }
     )
 
 
@@ -302,12 +320,3 @@ def _nulls(decided: DecidedClaim) -> Iterator[r.NullRecord]:
             observed=null.observed,
             decides=null.decides,
         )
-
-
-def _iso(moment: datetime) -> str:
-    return moment.astimezone(UTC).isoformat(timespec="seconds")
-
-
-def _scrubbed(text: str) -> str:
-    """The text without absolute paths, which name people and machines: of each only the last part stays."""
-    return re.sub(r"(?<![\w.])(?:~|[A-Za-z]:|\.{1,2})?[/\\](?:[^\s'\"/\\]+[/\\])+([^\s'\"/\\]*)", r"…/\1", text.replace(str(Path.home()), "~"))

@@ -1,24 +1,18 @@
-"""One run: its settings, its plan, the model, the judge and the evidence it leaves. Knows nothing of pytest."""
+"""A run as one process sees it: its settings, its plan, the model and the judge. Knows nothing of pytest, nor of evidence."""
 
-import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
-from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mi_audit.auditor import Auditor
 from mi_audit.config import USUAL_ALPHA, Settings
 from mi_audit.errors import MiAuditError, PlanError
 from mi_audit.judging.judge import Judge
-from mi_audit.judging.results import AuditResult
-from mi_audit.plan.measurements import ClaimSpec, EstimateSpec
+from mi_audit.plan.measurements import ClaimSpec, EstimateSpec, ReadSpec
 from mi_audit.plan.plan import Plan, PlannedAudit
 from mi_audit.stats.estimate import Estimate
-from mi_audit.stats.verdict import Verdict
 from mi_audit.worst import worst_prompts
 
 if TYPE_CHECKING:
@@ -27,11 +21,10 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """A run from plan to evidence. `partial` collects the reasons for which it can't gate."""
+    """What one process does of a run. `partial` collects the reasons for which the run can't gate."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.started = datetime.now(UTC)
         self.seconds: dict[str, float] = {}
         self.partial: list[str] = []
         self.plan: Plan | None = None
@@ -73,10 +66,21 @@ class Session:
         with self._timed("load model"):
             self.model, self.bench = load_bench(self.settings)
         if self.plan is not None:
-            # What can't be measured is raised again in the audits that claim something of it; the others go on.
-            with self._timed("forward passes"), suppress(MiAuditError):
-                self.bench.prepare(self.plan.readings)
+            with self._timed("forward passes"):
+                self._measure(self.bench, self.plan.readings)
         return Auditor(self.bench.estimate, self.model.identity)
+
+    def _measure(self, bench: "Bench", readings: Sequence[ReadSpec]) -> None:
+        """Measure all that the plan needs. What can't be measured is raised again in the audits that claim something of it.
+
+        The others are then read one by one in the plan's order, whichever of them this process goes on to judge, so that all processes form equal batches.
+        """
+        try:
+            bench.prepare(readings)
+        except MiAuditError:
+            for reading in readings:
+                with suppress(MiAuditError):
+                    bench.read(reading)
 
     def _evaluate(self, spec: EstimateSpec) -> Estimate:
         if self.bench is None:
@@ -88,18 +92,6 @@ class Session:
         """Ids of the prompts that speak most against a claim; none before the model was read."""
         return worst_prompts(claim, self.bench.read(claim.estimate.reading)) if self.bench is not None else ()
 
-    def results(self) -> tuple[AuditResult, ...]:
-        """Every planned audit's result, in the plan's order."""
-        return self.judge.results()
-
-    @cached_property
-    def directory(self) -> Path:
-        """Where the evidence goes."""
-        if self.settings.out is not None:
-            return self.settings.out
-        model = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.settings.model).name).strip("-.") or "model"
-        return Path("audit-results") / f"{self.started.astimezone():%Y-%m-%dT%H-%M-%S}-{model}"
-
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
         start = time.perf_counter()
@@ -107,18 +99,6 @@ class Session:
             yield
         finally:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-
-
-def exit_code(results: Sequence[AuditResult], partial: Sequence[str]) -> int:
-    """0 passed; 1 a claim failed; 12 an audit could not run; 10 inconclusive and none failed; 13 partial.
-
-    Where several hold the first in that order counts: a failed claim is a fact about the model that no other trouble removes.
-    """
-    verdicts = {result.verdict for result in results}
-    for verdict, code in ((Verdict.FAIL, 1), (Verdict.ERROR, 12), (Verdict.INCONCLUSIVE, 10)):
-        if verdict in verdicts:
-            return code
-    return 13 if partial else 0
 
 
 def _refuse_ambiguous(audits: Sequence[PlannedAudit]) -> Iterator[PlannedAudit]:

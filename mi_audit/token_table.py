@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_token_scores(model: "LoadedModel", bench: "Bench", readings: Sequence[ReadSpec], table: TokenTable, seconds: dict[str, float]) -> dict[ReadSpec, str]:
-    """Score every token of each reading's highest prompts and add them to the table; the time goes to `seconds`.
+    """Score every token of each reading's highest prompts and add them to the table; the time is added to `seconds`.
 
     Returns:
         for each reading that could not be scored so, why; the table has nothing of it.
@@ -31,5 +31,5 @@ def add_token_scores(model: "LoadedModel", bench: "Bench", readings: Sequence[Re
             continue
         for rank, each in enumerate(scored):
             table.add(spec.digest, rank, each.prompt, texts=each.texts, scores=each.scores, read=each.read, sinks=each.sinks)
-    seconds["token scores"] = perf_counter() - began
+    seconds["token scores"] = seconds.get("token scores", 0.0) + perf_counter() - began
     return missing

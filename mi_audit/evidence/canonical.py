@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Any, Final, Never
+from typing import Any, Final, Never, TypeVar
 
 import rfc8785
 from pydantic import ValidationError
@@ -12,7 +12,10 @@ from mi_audit.evidence.records import MAX_INTEGER, Record, RunRecord, VolatileRe
 
 MAX_BYTES: Final = 64 * 2**20
 MAX_DEPTH: Final = 32
+
 _BRACKETS: Final = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{}]', re.DOTALL)
+
+Kind = TypeVar("Kind", bound=Record)
 
 
 class Evidence(Record):
@@ -24,18 +27,18 @@ class Evidence(Record):
     """What differs between two equal runs."""
 
 
-def dump(evidence: Evidence) -> bytes:
-    """Canonical JSON and a newline.
+def dump(record: Record, name: str) -> bytes:
+    """Canonical JSON and a newline: the content of the file `name`.
 
     Raises:
-        EvidenceError: the records hold what canonical JSON can't carry, or they are too large.
+        EvidenceError: the record holds what canonical JSON can't carry, or it is too large.
     """
     try:
-        raw = rfc8785.dumps(evidence.model_dump(mode="json")) + b"\n"
+        raw = rfc8785.dumps(record.model_dump(mode="json")) + b"\n"
     except (rfc8785.CanonicalizationError, UnicodeEncodeError) as error:
-        raise EvidenceError(f"evidence.json can't be written: {error}") from error
+        raise EvidenceError(f"{name} can't be written: {error}") from error
     if len(raw) > MAX_BYTES:
-        raise EvidenceError(f"evidence.json would take {len(raw)} bytes, more than {MAX_BYTES}; audit in several runs")
+        raise EvidenceError(f"{name} would take {len(raw)} bytes, more than {MAX_BYTES}; audit in several runs")
     return raw
 
 
@@ -44,8 +47,8 @@ def fragment(value: object) -> str:
     return rfc8785.dumps(value).decode()  # type: ignore[arg-type]
 
 
-def parse(raw: bytes, name: str) -> Evidence:
-    """The records in `raw`, the content of the file `name`.
+def parse(kind: type[Kind], raw: bytes, name: str) -> Kind:
+    """The record in `raw`, the content of the file `name`.
 
     Raises:
         EvidenceError: too large or too deep, not JSON, a duplicate key, NaN or infinity, an integer beyond 2^53 − 1, a field that is unknown, missing or of
@@ -55,14 +58,14 @@ def parse(raw: bytes, name: str) -> Evidence:
         raise EvidenceError(f"{name} is larger than {MAX_BYTES} bytes; it is not read")
     _check_syntax(raw, name)
     try:
-        evidence = Evidence.model_validate_json(raw, strict=True)
+        record = kind.model_validate_json(raw, strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "(top)"
         raise EvidenceError(f"{name}: {place}: {first['msg']}; the file was edited or comes from another version") from error
-    if dump(evidence) != raw:
+    if dump(record, name) != raw:
         raise EvidenceError(f"{name} is not canonical JSON (RFC 8785); it was edited after the run")
-    return evidence
+    return record
 
 
 def _check_syntax(raw: bytes, name: str) -> None:

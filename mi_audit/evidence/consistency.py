@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from mi_audit.errors import EvidenceError
+from mi_audit.evidence.outcome import exit_code
 from mi_audit.evidence.records import SCHEMA_VERSION, AuditRecord, ClaimRecord, DetectorRecord, RunRecord
 from mi_audit.stats.claim import DISCRIMINATING
 from mi_audit.stats.verdict import Verdict
@@ -34,6 +35,9 @@ def _problems(run: RunRecord) -> Iterator[str]:
         yield from _audit(audit, claims)
     if Verdict.worst([audit.verdict for audit in run.audits]).severity > run.verdict.severity:
         yield f"the overall verdict is {run.verdict}, better than the worst audit"
+    expected = exit_code([audit.verdict for audit in run.audits], run.verdict, run.partial)
+    if run.exit_code != expected:
+        yield f"its exit code is {run.exit_code}; its verdicts, in a run that is {'PARTIAL' if run.partial else 'whole'}, give {expected}"
     if not run.partial:
         yield from _completeness(run)
 

@@ -327,8 +327,8 @@ class ClaimRecord(Record):
     """Ids of the prompts that speak most against the claim, at most three."""
 
 
-class AuditRecord(Record):
-    """One audit: a function of an audit file."""
+class AuditHead(Record):
+    """What is known of an audit before it runs."""
 
     id: Name
     """`folder/file.py::function[parameters]`."""
@@ -350,6 +350,11 @@ class AuditRecord(Record):
     """SHA-256 of the audit file."""
     unplanned: Text | None
     """Why it could not be traced before the run; absent if it was planned."""
+
+
+class AuditRecord(AuditHead):
+    """One audit: a function of an audit file."""
+
     verdict: Verdict
     """Never better than the worst of its claims."""
     error: Text | None
@@ -406,11 +411,11 @@ class RunRecord(Record):
     claims: tuple[ClaimRecord, ...]
     """Their claims, in the same order."""
     verdict: Verdict
-    """Overall: never better than the worst of the audits."""
+    """Overall: never better than the worst of the audits; ERROR too where an audit file could not be collected."""
     partial: tuple[Text, ...]
     """Why this run can't gate; empty if it can."""
     exit_code: Count
-    """Exit code of the run."""
+    """Exit code of the run: follows from the verdicts and from `partial`."""
     texts_shown: Flag
     """Whether `tokens.parquet` holds the texts of tokens; they are redacted otherwise."""
     tables: dict[Name, TableRecord] = {}

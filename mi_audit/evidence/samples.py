@@ -6,9 +6,10 @@ prompt, pair (for paired quantities; null without pairs). Rows are sorted by mea
 equal tables in whatever order they were added.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -74,7 +75,12 @@ class SampleTable:
     """Collects readings and makes one table of them."""
 
     def __init__(self) -> None:
-        self._readings: dict[str, _Rows] = {}
+        self._readings: dict[str, pa.Table] = {}
+
+    @property
+    def readings(self) -> Mapping[str, pa.Table]:
+        """The rows of each reading, by its id."""
+        return MappingProxyType(self._readings)
 
     def add(
         self,
@@ -91,11 +97,11 @@ class SampleTable:
         """Add a reading of n prompts; every sequence but `arms` has length n. `pairs` names each prompt's pair, for paired quantities.
 
         Raises:
-            EvidenceError: lengths differ, a value is not finite, a prompt (or an arm) occurs twice, a name is no text, or the reading was added before.
+            EvidenceError: lengths differ, a value is not finite, a prompt (or an arm) occurs twice, a name is no text, the reading was added before, or there
+                are too many rows in all.
         """
         where = f"reading {reading_id}"
-        if reading_id in self._readings:
-            raise EvidenceError(f"{where} was added twice to the sample table")
+        self._refuse(reading_id, sum(np.size(arm.values) for arm in arms))
         n = len(prompt_ids)
         known_labels = None if labels is None else [bool(label) for label in labels]
         tokens = [None if token is None else int(token) for token in token_index]
@@ -109,7 +115,7 @@ class SampleTable:
         order = sorted(range(n), key=lambda row: (prompt_ids[row], -1 if tokens[row] is None else tokens[row]))
         if any(_same(prompt_ids, tokens, *rows) for rows in pairwise(order)):
             raise EvidenceError(f"{where}: a prompt id occurs twice; ids must be unique within a suite")
-        self._readings[reading_id] = _Rows(
+        rows = _Rows(
             prompts=_texts(prompt_ids, order, where, "prompt id"),
             digests=_texts(digests, order, where, "digest"),
             groups=_texts(groups, order, where, "group"),
@@ -127,18 +133,30 @@ class SampleTable:
                 for arm in sorted(arms, key=lambda arm: (arm.name, arm.condition))
             ),
         )
+        self._readings[reading_id] = pa.concat_tables([SCHEMA.empty_table(), *(_arm_table(reading_id, rows, arm) for arm in rows.arms)])
 
-    def table(self) -> pa.Table:
-        """All rows, sorted.
+    def adopt(self, reading_id: str, rows: pa.Table) -> None:
+        """Take the rows of a reading as another sample table gave them.
 
         Raises:
-            EvidenceError: there are too many.
+            EvidenceError: they have other columns, the reading was added before, or there are too many rows in all.
         """
-        rows = sum(arm.values.size for reading in self._readings.values() for arm in reading.arms)
-        if rows > MAX_ROWS:
-            raise EvidenceError(f"the sample table would have {rows} rows, more than {MAX_ROWS}; audit in several runs")
-        parts = [_arm_table(name, self._readings[name], arm) for name in sorted(self._readings) for arm in self._readings[name].arms]
-        return pa.concat_tables([SCHEMA.empty_table(), *parts]).unify_dictionaries()
+        self._refuse(reading_id, rows.num_rows)
+        if rows.schema.remove_metadata() != SCHEMA:
+            raise EvidenceError(f"reading {reading_id}: its rows have other columns than a sample table")
+        self._readings[reading_id] = rows.replace_schema_metadata(None)
+
+    def table(self) -> pa.Table:
+        """All rows, sorted. Equal rows give an equal table, however they were cut into chunks."""
+        parts = [self._readings[name] for name in sorted(self._readings)]
+        return pa.concat_tables([SCHEMA.empty_table(), *parts]).unify_dictionaries().combine_chunks()
+
+    def _refuse(self, reading_id: str, rows: int) -> None:
+        if reading_id in self._readings:
+            raise EvidenceError(f"reading {reading_id} was added twice to the sample table")
+        total = rows + sum(table.num_rows for table in self._readings.values())
+        if total > MAX_ROWS:
+            raise EvidenceError(f"the sample table would have {total} rows, more than {MAX_ROWS}; audit in several runs")
 
 
 def _check_arm(arm: Arm, n: int, where: str) -> None:
@@ -183,7 +201,8 @@ def _arm_table(reading: str, rows: _Rows, arm: Arm) -> pa.Table:
         return pa.DictionaryArray.from_arrays(pa.array(np.zeros(size, dtype=np.int32)), pa.array([text], pa.string()))
 
     def tiled(column: pa.Array) -> pa.Array:
-        return pa.DictionaryArray.from_arrays(pa.array(np.tile(np.arange(n, dtype=np.int32), draws)), column)
+        distinct = column.dictionary_encode()
+        return pa.DictionaryArray.from_arrays(pa.array(np.tile(np.asarray(distinct.indices), draws)), distinct.dictionary)
 
     def repeated(column: pa.Array) -> pa.Array:
         return pa.concat_arrays([column] * draws) if draws else column.slice(0, 0)

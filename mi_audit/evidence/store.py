@@ -142,9 +142,9 @@ def _fill(
         parquet.save(scratch / name, table, sorted_by=tables.sorted_by(name), schema_version=run.schema_version, plan_digest=run.plan.digest)
         records[name] = parquet.measure(scratch / name)
     run = run.model_copy(update={"tables": records})
-    _put(scratch / EVIDENCE, canonical.dump(Evidence(evidence=run, volatile=volatile)))
+    _put(scratch / EVIDENCE, canonical.dump(Evidence(evidence=run, volatile=volatile), EVIDENCE))
     for name, content in detector_files.items():
-        _check_detector_name(name)
+        check_detector_name(name)
         (scratch / DETECTORS).mkdir(exist_ok=True)
         _put(scratch / name, content)
     _check_detectors(scratch, run)
@@ -203,10 +203,15 @@ def _read_evidence(directory: Path) -> Evidence:
     if path.is_symlink() or not path.is_file():
         raise EvidenceError(f"{path}: no such file; {directory} is not a bundle of evidence")
     with path.open("rb") as file:
-        return canonical.parse(file.read(canonical.MAX_BYTES + 1), str(path))
+        return canonical.parse(Evidence, file.read(canonical.MAX_BYTES + 1), str(path))
 
 
-def _check_detector_name(name: str) -> None:
+def check_detector_name(name: str) -> None:
+    """Refuse a name that would lead a detector's file out of its folder.
+
+    Raises:
+        EvidenceError: it is not `detectors/NAME`.
+    """
     if not _DETECTOR_FILE.fullmatch(name):
         raise EvidenceError(f"the detector file {name!r} can't be part of the evidence: name it {DETECTORS}/NAME, with letters, digits, '.', '_' and '-'")
 
@@ -215,7 +220,7 @@ def _check_detectors(directory: Path, run: RunRecord) -> None:
     for detector in run.detectors:
         if detector.file is None:
             continue
-        _check_detector_name(detector.file)
+        check_detector_name(detector.file)
         path = directory / detector.file
         if not path.is_file() or path.is_symlink():
             raise EvidenceError(f"{path}: the weights of the detector {detector.name!r} are missing")

@@ -5,7 +5,7 @@ texts are redacted), score, read (whether the token entered the reading), sink (
 position. Of a longer prompt the last `MAX_TOKENS` tokens are kept, of a longer text its first `MAX_TEXT` characters.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -40,7 +40,12 @@ class TokenTable:
 
     def __init__(self, *, texts_shown: bool) -> None:
         self._shown = texts_shown
-        self._parts: dict[tuple[str, int], pa.Table] = {}
+        self._parts: dict[str, dict[int, pa.Table]] = {}
+
+    @property
+    def readings(self) -> Mapping[str, pa.Table]:
+        """The rows of each reading, by its id."""
+        return {reading: pa.concat_tables([prompts[rank] for rank in sorted(prompts)]) for reading, prompts in self._parts.items()}
 
     def add(
         self,
@@ -59,7 +64,7 @@ class TokenTable:
             EvidenceError: lengths differ, or the reading has a prompt of this rank already.
         """
         length = len(scores)
-        if {len(texts), len(read), len(sinks)} != {length} or (reading_id, rank) in self._parts:
+        if {len(texts), len(read), len(sinks)} != {length} or rank in self._parts.get(reading_id, {}):
             raise EvidenceError(f"reading {reading_id}, prompt {prompt!r} of rank {rank}: its columns differ in length, or the rank was added before")
         kept = slice(max(length - MAX_TOKENS, 0), None)
         positions = np.arange(length, dtype=np.int32)[kept]
@@ -75,13 +80,24 @@ class TokenTable:
             pa.array(np.asarray(read)[kept]),
             pa.array(np.asarray(sinks)[kept]),
         ]
-        self._parts[reading_id, rank] = pa.Table.from_arrays(
+        self._parts.setdefault(reading_id, {})[rank] = pa.Table.from_arrays(
             [column.dictionary_encode() if field.type == TEXT else column for field, column in zip(SCHEMA, columns, strict=True)], schema=SCHEMA
         )
 
+    def adopt(self, reading_id: str, rows: pa.Table) -> None:
+        """Take the rows of a reading as another token table gave them, with their texts or without.
+
+        Raises:
+            EvidenceError: they have other columns, or the reading was added before.
+        """
+        if reading_id in self._parts or rows.schema.remove_metadata() != SCHEMA:
+            raise EvidenceError(f"reading {reading_id}: its tokens were added before, or have other columns than a token table")
+        self._parts[reading_id] = {int(str(rank)): part for (rank,), part in stretches(rows.replace_schema_metadata(None), "rank")}
+
     def table(self) -> pa.Table:
-        """All rows, sorted."""
-        return pa.concat_tables([SCHEMA.empty_table(), *(self._parts[key] for key in sorted(self._parts))]).unify_dictionaries()
+        """All rows, sorted. Equal rows give an equal table, however they were cut into chunks."""
+        readings = self.readings
+        return pa.concat_tables([SCHEMA.empty_table(), *(readings[name] for name in sorted(readings))]).unify_dictionaries().combine_chunks()
 
 
 def most_rows(run: RunRecord) -> int:

@@ -5,15 +5,14 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import cast
 
-from mi_audit.errors import InconclusiveError
+from mi_audit.errors import InconclusiveError, MiAuditError
 from mi_audit.judging.results import AuditResult, DecidedClaim
-from mi_audit.plan.detectors import DetectorSpec
 from mi_audit.plan.digest import sha256_of_file
 from mi_audit.plan.measurements import ClaimSpec, EstimateSpec, Op
 from mi_audit.plan.plan import Plan, PlannedAudit, missing_instrument
 from mi_audit.plan.reading import Evaluate
 from mi_audit.plan.tracing import TracedClaim
-from mi_audit.stats.claim import Claim, claims_heard_by, decide
+from mi_audit.stats.claim import INSTRUMENT_NOT_RUN, Claim, claims_heard_by, decide
 from mi_audit.stats.verdict import Verdict
 
 
@@ -26,9 +25,9 @@ class Judge:
     """
 
     def __init__(self, plan: Plan, evaluate: Evaluate) -> None:
-        self._plan = plan
+        self.plan = plan
         self._evaluate = evaluate
-        self._results: dict[str, AuditResult] = {}
+        self._errors: set[str] = set()
 
     def audit(self, planned: PlannedAudit, body: Callable[[], object]) -> tuple[AuditResult, BaseException | None]:
         """Run an audit's body and decide all its claims, those after a failed `assert` too.
@@ -37,30 +36,25 @@ class Judge:
             the result, and what the body raised, for the traceback.
         """
         result, raised = self._judge(planned, body)
-        self._results[planned.id] = result
+        if result.error is not None:
+            self._errors.add(planned.id)
         return result, raised
 
     def fail_to_run(self, planned: PlannedAudit, error: str) -> AuditResult:
-        """Record that an audit could not run."""
-        self._results[planned.id] = AuditResult(planned, error=error)
-        return self._results[planned.id]
+        """The result of an audit that could not run."""
+        self._errors.add(planned.id)
+        return AuditResult(planned, error=error)
 
-    def results(self) -> tuple[AuditResult, ...]:
-        """Every audit of the plan, in its order, with claims about the model held against the instruments once more now that every audit has run.
+    def doubt(self, planned: PlannedAudit) -> str | None:
+        """The audit of an instrument, already known to be an ERROR, that an audit of the model rests on, in words; None if there is none.
 
-        An audit that never ran is an ERROR: a dropped audit is no absence.
+        Only the end of the run knows all of them, so this is for the terminal: the evidence is held to its instruments when it is assembled.
         """
-        return tuple(self._final(planned) for planned in self._plan.audits)
-
-    def _final(self, planned: PlannedAudit) -> AuditResult:
-        result = self._results.get(planned.id)
-        if result is None:
-            return AuditResult(planned, error="; ".join(planned.faults) or "the audit was planned but did not run")
         if planned.mark.about != "model":
-            return result
-        return AuditResult(
-            planned, tuple(DecidedClaim(one.planned, self._held_to_instruments(one.claim, finished=True)) for one in result.claims), result.error
-        )
+            return None
+        detectors = dict.fromkeys(claim.spec.estimate.reading.detector for claim in planned.claims)
+        failed = (audit.id for detector in detectors for audit, _ in self.plan.instruments_of(detector) if audit.id in self._errors)
+        return next(map(INSTRUMENT_NOT_RUN.format, failed), None)
 
     def _judge(self, planned: PlannedAudit, body: Callable[[], object]) -> tuple[AuditResult, BaseException | None]:
         error = _changed(planned.file, planned.source_digest)
@@ -84,25 +78,23 @@ class Judge:
 
     def _decide(self, planned: PlannedAudit, spec: ClaimSpec) -> Claim:
         claim = decide(self._evaluate(spec.estimate), spec.op, spec.threshold)
-        return self._held_to_instruments(claim) if planned.mark.about == "model" else claim
+        return self._held_to_instruments(claim, spec) if planned.mark.about == "model" else claim
 
-    def _held_to_instruments(self, claim: Claim, *, finished: bool = False) -> Claim:
-        spec = claim.estimate.spec
-        assert isinstance(spec, EstimateSpec)
-        reason = self._doubt_of(_spec_of(claim), spec.reading.detector, finished=finished)
-        return claim.capped(reason) if reason and reason not in claim.reasons else claim
+    def _held_to_instruments(self, claim: Claim, spec: ClaimSpec) -> Claim:
+        reason = self._doubt_of(spec)
+        return claim.capped(reason) if reason else claim
 
-    def _doubt_of(self, claim: ClaimSpec, detector: DetectorSpec, *, finished: bool) -> str | None:
-        """Why the detector can't testify to this claim about the model, or None."""
-        instruments = self._plan.instruments_of(detector)
+    def _doubt_of(self, claim: ClaimSpec) -> str | None:
+        """Why the claims about its instrument don't bear this claim about the model, or None."""
+        instruments = self.plan.instruments_of(claim.estimate.reading.detector)
         missing = missing_instrument(claim, (spec for _, spec in instruments))
         if missing:
             return missing
         for audit, spec in instruments:
-            result = self._results.get(audit.id)
-            if (result is None and finished) or (result is not None and result.error is not None):
-                return f"the audit of the instrument {audit.id} did not run to its end"
-            verdict = decide(self._evaluate(spec.estimate), spec.op, spec.threshold).verdict
+            try:
+                verdict = decide(self._evaluate(spec.estimate), spec.op, spec.threshold).verdict
+            except MiAuditError:  # raised again in the instrument's own audit, whose error it is
+                return INSTRUMENT_NOT_RUN.format(audit.id)
             if verdict is not Verdict.PASS:
                 return f"the instrument is not shown to work: `{spec}` is {verdict} in {audit.id}"
         return None

@@ -19,6 +19,8 @@ BOUNDED: Final = frozenset({"auroc", "recall", "rate", "accuracy"})
 DISCRIMINATING: Final = frozenset({"auroc", "recall", "accuracy", "mean_difference", "paired_difference", "effect_size"})
 QUANTITIES: Final = BOUNDED | DISCRIMINATING | {"mean"}
 OPERATORS: Final = (">=", ">", "<=", "<")
+INSTRUMENT_NOT_RUN: Final = "the audit of the instrument {} did not run to its end"
+"""Why a claim about the model is capped whose instrument was not audited; takes the audit's id."""
 
 _listener: ContextVar["Callable[[Claim], None] | None"] = ContextVar("listener", default=None)
 

@@ -60,12 +60,17 @@ class Estimate:
         raise ClaimComparisonError(f"{self.quantity}() is a number, not a verdict: compare it with a threshold.")
 
     def __str__(self) -> str:
-        form = _share if self.quantity in BOUNDED else _number
-        title = _TITLES.get(self.quantity, self.quantity.replace("_", " "))
-        groups = f", {self.groups} groups" if self.groups != self.n else ""
-        return f"{title} {form(self.value)} [{form(self.low)}, {form(self.high)}] (n = {self.n}{groups})"
+        return described(self.quantity, self.value, self.low, self.high, self.n, self.groups)
 
     __repr__ = __str__
+
+
+def described(quantity: str, value: float, low: float, high: float, n: int, groups: int) -> str:
+    """An estimate in a line: "AUROC 0.912 [0.871, 0.943] (n = 240, 40 groups)"."""
+    form = _share if quantity in BOUNDED else _number
+    title = _TITLES.get(quantity, quantity.replace("_", " "))
+    clusters = f", {groups} groups" if groups != n else ""
+    return f"{title} {form(value)} [{form(low)}, {form(high)}] (n = {n}{clusters})"
 
 
 def _share(value: float) -> str:

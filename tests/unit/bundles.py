@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mi_audit.evidence import store
+from mi_audit.evidence.outcome import exit_code
 from mi_audit.evidence.records import (
     AuditRecord,
     BaselineRecord,
@@ -274,9 +275,9 @@ class Builder:
             "model": model(),
             "verdict": Verdict.worst([audit.verdict for audit in self.audits]),
             "partial": (),
-            "exit_code": 12,
             "texts_shown": self.texts_shown,
         } | more
+        fields.setdefault("exit_code", exit_code([audit.verdict for audit in self.audits], fields["verdict"], fields["partial"]))
         return RunRecord(
             suites=list(self.suites.values()),
             detectors=list(self.detectors.values()),
@@ -503,7 +504,7 @@ def passing() -> Content:
     reads, sees = build.read(probe, test, 4.0, -0.6), build.read(probe, live, 0.0, -3.5, controls=False)
     build.audit("a.py::audit_reads", "It reads", "", "instrument", [{"read": reads, "quantity": "auroc", "op": ">=", "threshold": 0.85}])
     build.audit("a.py::audit_quiet", "It is quiet", "", "model", [{"read": sees, "quantity": "rate", "op": "<=", "threshold": 0.05}])
-    return build.content(exit_code=0)
+    return build.content()
 
 
 def large(n: int = 200_000, audits: int = 240) -> Content:
@@ -520,4 +521,4 @@ def large(n: int = 200_000, audits: int = 240) -> Content:
             "instrument",
             [{"read": read, "quantity": "auroc", "op": ">=", "threshold": 0.8 if number % 10 else 0.95}] * 3,
         )
-    return build.content(exit_code=1)
+    return build.content()

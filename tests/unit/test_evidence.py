@@ -218,6 +218,7 @@ def _set(kind, index, **values):
     ("change", "message"),
     [
         (lambda run: run.update(verdict="PASS"), "better than the worst audit"),
+        (lambda run: run.update(exit_code=0), "its exit code is 0; its verdicts, in a run that is whole, give 1"),
         (_set("audits", 4, verdict="PASS"), "better than the worst of its claims"),
         (lambda run: next(claim for claim in run["claims"] if claim["verdict"] == "FAIL").update(verdict="PASS"), "is not all >= 0.8"),
         (_set("claims", 1, verdict="PASS", reasons=[]), "did not pass every claim about itself"),

@@ -1,0 +1,113 @@
+"""Audits under pytest-xdist: what the controller tells its workers, and what it does for them.
+
+Every worker plans all audits and judges those that it is given; it lays each down as a part as soon as it is done. The controller collects nothing and has no
+model: it holds the workers' plans against one another, has an audit run again whose worker died, and assembles the parts at the end. Imports nothing heavy.
+"""
+
+import secrets
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pytest
+
+from mi_audit.config import Settings
+from mi_audit.errors import EvidenceError
+from mi_audit.evidence.outcome import NOT_RUN
+
+if TYPE_CHECKING:
+    from mi_audit.evidence.shards import PartsFolder
+
+MAX_DEATHS: Final = 3
+"""An audit whose workers died so often is not begun again."""
+
+_STARTED: Final = "mi_audit_started"
+_TOKEN: Final = "mi_audit_token"  # noqa: S105 — a part of a folder's name, nothing secret
+
+
+@dataclass(frozen=True)
+class Share:
+    """What the processes of a distributed run have in common: when it started, and a random part of the name of the folder where their parts meet."""
+
+    started: datetime
+    token: str
+    worker: str | None
+
+    def path(self, settings: Settings) -> Path:
+        """The folder of the parts, beside that of the results. The first worker that plans an audit makes it."""
+        results = settings.directory(self.started)
+        return results.parent / f".{results.name}.{self.token}.parts"
+
+    def folder(self, settings: Settings) -> "PartsFolder":
+        """The same folder, to write to as this worker, or to read from."""
+        from mi_audit.evidence.shards import PartsFolder
+
+        return PartsFolder(self.path(settings), self.worker or "controller")
+
+
+def share_of(config: pytest.Config) -> Share | None:
+    """This process's share in a distributed run; None where pytest runs in one process."""
+    given: dict[str, Any] | None = getattr(config, "workerinput", None)
+    if given is not None:
+        return Share(datetime.fromisoformat(given[_STARTED]), given[_TOKEN], given["workerid"])
+    if getattr(config.option, "dist", "no") == "no" or not getattr(config.option, "tx", None) or config.option.collectonly:
+        return None
+    return Share(datetime.now(UTC), secrets.token_hex(6), None)
+
+
+class Controller:
+    """The controller's side of a distributed run."""
+
+    def __init__(self, config: pytest.Config, share: Share, settings: Settings) -> None:
+        self._config, self._share, self._settings = config, share, settings
+        self._audits: frozenset[str] | None = None
+
+    def pytest_configure_node(self, node: Any) -> None:
+        """Tell a worker what the run has in common."""
+        node.workerinput |= {_STARTED: self._share.started.isoformat(), _TOKEN: self._share.token}
+
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        """With `--dist loadgroup` all audits go to one worker, so that the model is loaded once."""
+        if config.getoption("dist") != "loadgroup":
+            return None
+        from mi_audit.scheduling import OneModelScheduling
+
+        return OneModelScheduling(config, log, self._is_audit)
+
+    def pytest_xdist_node_collection_finished(self) -> None:
+        """Stop where workers planned differently; print the plan when the first of them has it."""
+        if not self._share.path(self._settings).is_dir():
+            return
+        try:
+            outline = self._share.folder(self._settings).outline()
+        except EvidenceError as error:
+            pytest.exit(str(error), returncode=NOT_RUN)
+        if outline is None or self._audits is not None:
+            return
+        self._audits = frozenset(audit.node for audit in outline.audits)
+        terminal = self._config.pluginmanager.getplugin("terminalreporter")
+        if terminal is not None:
+            terminal.ensure_newline()
+            for line in outline.lines:
+                terminal.write_line(line)
+
+    def pytest_handlecrashitem(self, crashitem: str, report: pytest.TestReport, sched: Any) -> None:
+        """An audit whose worker died is run again by another; the death itself is neither a failure nor a pass."""
+        if not self._is_audit(crashitem):
+            return
+        with suppress(NotImplementedError):  # schedulers by scope or group run an unfinished item again by themselves
+            sched.mark_test_pending(crashitem)
+        report.when, report.outcome = "call", "skipped"
+        report.longrepr = (crashitem.split("::")[0], 0, f"{report.longrepr}; it is run again")
+        report.user_properties.append(("mi_audit_verdict", "RERUN"))
+
+    def _is_audit(self, node: str) -> bool:
+        return self._audits is not None and node in self._audits
+
+    def pytest_unconfigure(self) -> None:
+        """The parts are in the evidence, or the run left none."""
+        path = self._share.path(self._settings)
+        if path.is_dir():
+            self._share.folder(self._settings).remove()
