@@ -18,7 +18,6 @@ from mi_audit.plan.printing import lines_of
 from mi_audit.scrubbing import scrubbed
 from mi_audit.suites.suite import Suite
 from mi_audit.token_table import add_token_scores
-from mi_audit.token_table import add_token_scores
 from mi_audit.worst import worst_prompts
 
 if TYPE_CHECKING:

@@ -177,14 +177,6 @@ def test_the_model_fixture_serves_audits_only(pytester, tiny_folder):
     run(pytester, tiny_folder).result.assert_outcomes(errors=1)
 
 
-def test_workers_of_xdist_refuse_audits(pytester, tiny_folder):
-    pytest.importorskip("xdist")
-    pytester.makepyfile(audit_toy=TOY + audit())
-    done = pytester.runpytest_subprocess("-n1", f"--audit-model={tiny_folder}")
-    assert done.ret == 12
-    done.stdout.fnmatch_lines(["*run them without -n*"])
-
-
 FLAWED = {
     "repeated": "mi.suite([{'id': f'r{i}', 'text': f'the same {i % 3}'} for i in range(300)], name='repeated')",
     "turned": "mi.suite(list(toy['test']), positive='no', name='turned')",
