@@ -14,7 +14,7 @@ AUDITS = """
 import os, pathlib, signal
 other = mi.suite([{'id': f'q{i}', 'text': f'walnut {i} b says.'} for i in range(60)], name='other')
 second = mi.probe("second", method="logistic", at=mi.at("resid_post", depth=0.5), fit=toy["train"], threshold=0.0)
-bodies = 0
+bodies = raising = 0
 
 @mi.audit(about="instrument")
 def audit_reads(model):
@@ -51,8 +51,11 @@ def audit_undecided(model):
 
 @mi.audit(about="instrument")
 def audit_raises(model):
+    global raising
+    raising += 1
     assert model.read(second, toy["test"]).accuracy() >= 0.5
-    assert bodies < 0 or "planning" in repr(model)
+    if raising == 2:
+        raise KeyError("only in the run")
 """
 
 
@@ -102,11 +105,10 @@ def test_loadgroup_keeps_the_model_in_one_worker(pytester, tiny_folder, alone):
 
 @pytest.mark.parametrize("dist", ["load", "loadgroup"])
 def test_an_audit_that_always_kills_its_worker_is_an_error_and_harms_no_other(pytester, tiny_folder, dist):
-    kept = AUDITS.replace(" or True", "").replace("auroc() <= 0.6", "auroc() >= 0.6")
-    kept = kept[: kept.index('@mi.audit(about="instrument")\ndef audit_undecided')]
-    pytester.makepyfile(
-        audit_toy=TOY + "\nDEATHS = 'always'\n" + kept.replace('read(probe, toy["test"]).auroc() >= 0.7', 'read(second, toy["test"]).auroc() >= 0.7')
-    )
+    sound = AUDITS[: AUDITS.index('@mi.audit(about="instrument")\ndef audit_undecided')].replace("auroc() <= 0.6 or True", "auroc() >= 0.6")
+    on_second = sound.replace('read(probe, toy["test"]).auroc() >= 0.7', 'read(second, toy["test"]).auroc() >= 0.7')
+    assert sound != AUDITS and on_second != sound
+    pytester.makepyfile(audit_toy=TOY + "\nDEATHS = 'always'\n" + on_second)
     done = workers(pytester, tiny_folder, "-n2", f"--dist={dist}")
     assert done.result.ret == 12
     assert done.verdicts == {

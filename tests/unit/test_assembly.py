@@ -139,7 +139,7 @@ def test_an_instrument_that_is_an_error_or_was_not_planned_bears_nothing():
 
 def test_a_failed_claim_stays_failed_whatever_its_instrument():
     content = bundles.passing()
-    first, second = parts_of(content)
+    _, second = parts_of(content)
     fails = changed(second, claims=(second.record.claims[0].model_copy(update={"verdict": Verdict.FAIL, "threshold": 0.001}),))
     run = assemble(outline_of(content), [fails]).run
     assert run.claims[0].verdict is Verdict.FAIL
