@@ -10,9 +10,10 @@ from types import ModuleType
 import pytest
 from _pytest.assertion.rewrite import rewrite_asserts
 
-from mi_audit.errors import MiAuditError
+from mi_audit.errors import MiAuditError, PluginError
 from mi_audit.plan.audit import is_marked
 from mi_audit.plan.tracing import line_of
+from mi_audit.plugins import active
 
 
 def is_audit_file(path: Path) -> bool:
@@ -48,6 +49,10 @@ class AuditModule(pytest.Module):
 
     def _getobj(self) -> ModuleType:
         _refuse_dropped_asserts(self.config)
+        try:
+            active()
+        except PluginError as error:
+            raise self.CollectError(str(error)) from error
         source = self.path.read_bytes()
         self.source_digest = hashlib.sha256(source).hexdigest()
         try:

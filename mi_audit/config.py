@@ -2,6 +2,9 @@
 
 import math
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -10,11 +13,12 @@ from typing import Final
 from mi_audit.errors import PlanError
 
 DEFAULT_MODEL: Final = "smollm2-135m-instruct"
-FORMATS: Final = ("html", "none")
 DTYPES: Final = ("auto", "float32", "bfloat16", "float16")
 TEXTS: Final = ("redacted", "shown")
 USUAL_ALPHA: Final = 0.1
 """A level above it is for trying things out: such a run is PARTIAL."""
+
+_third_party_allowed: ContextVar[bool] = ContextVar("third_party_allowed", default=True)
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,11 @@ class Option:
 
 
 OPTIONS: Final = (
-    Option("model", "REF", DEFAULT_MODEL, "the model under audit: a shipped name, a hub name with optional @revision, a local directory or a .gguf file"),
+    Option("model", "REF", DEFAULT_MODEL, "the model under audit: a shipped name, a hub name with optional @revision, a folder, a .gguf file or source:…"),
     Option("device", "DEVICE", "auto", "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps"),
     Option("dtype", "DTYPE", "auto", "auto (float32 on CPU, the checkpoint's on GPU), float32, bfloat16, float16"),
     Option("out", "DIR", "", "where the evidence goes (default audit-results/<time>-<model>)"),
-    Option("format", "FORMAT", "html", "report beside the evidence: html or none"),
+    Option("format", "FORMAT", "html", "reports beside the evidence: names of renderers (html, or a plugin's), comma-separated, or none"),
     Option("texts", "MODE", "redacted", "texts of the prompts that score highest, in evidence and report: redacted or shown (they may be harmful or secret)"),
     Option("alpha", "ALPHA", "0.025", "one-sided probability at most with which a claim wrongly passes"),
     Option("seed", "SEED", "0", "seed of every random step"),
@@ -48,7 +52,7 @@ class Settings:
     device: str = "auto"
     dtype: str = "auto"
     out: Path | None = None
-    format: str = "html"
+    formats: tuple[str, ...] = ("html",)
     texts: str = "redacted"
     alpha: float = 0.025
     seed: int = 0
@@ -61,11 +65,10 @@ class Settings:
 
         Raises:
             PlanError: a value is out of range; the message names the option.
+            PluginError: a plugin can't be used.
         """
         if values["dtype"] not in DTYPES:
             raise PlanError(f"--audit-dtype {values['dtype']}: known are {', '.join(DTYPES)}")
-        if values["format"] not in FORMATS:
-            raise PlanError(f"--audit-format {values['format']}: known formats are {', '.join(FORMATS)}")
         if values["texts"] not in TEXTS:
             raise PlanError(f"--audit-texts {values['texts']}: write {' or '.join(TEXTS)}")
         return cls(
@@ -73,7 +76,7 @@ class Settings:
             device=values["device"],
             dtype=values["dtype"],
             out=Path(values["out"]) if values["out"] else None,
-            format=values["format"],
+            formats=_formats(values["format"]),
             texts=values["texts"],
             alpha=_number(values["alpha"], "--audit-alpha", 1e-6, 0.5),
             seed=_whole(values["seed"], "--audit-seed", 0, 2**53 - 1),
@@ -87,6 +90,36 @@ class Settings:
             return self.out
         model = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.model).name).strip("-.") or "model"
         return Path("audit-results") / f"{started.astimezone():%Y-%m-%dT%H-%M-%S}-{model}"
+
+
+@contextmanager
+def third_party(*, allowed: bool) -> Iterator[None]:
+    """Inside it, plugins of other distributions take part or don't."""
+    token = _third_party_allowed.set(allowed)
+    try:
+        yield
+    finally:
+        _third_party_allowed.reset(token)
+
+
+def third_party_allowed() -> bool:
+    """Whether plugins of other distributions take part here."""
+    return _third_party_allowed.get()
+
+
+def _formats(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(name.strip() for name in text.split(",")))
+    if names == ("none",):
+        return ()
+    if names == Settings.formats:  # needs no plugin, so that none is loaded in a run without audits
+        return names
+    from mi_audit.plugins import active
+
+    known = active().renderers
+    unknown = next((name for name in names if name not in known), None)
+    if unknown is not None:
+        raise PlanError(f"--audit-format {text}: {unknown!r} is no renderer; give some of {', '.join(known)}, comma-separated, or none alone")
+    return names
 
 
 def _number(text: str, option: str, low: float, high: float) -> float:

@@ -37,6 +37,14 @@ class EvidenceError(MiAuditError):
     """Evidence can't be written, read or trusted. The message names the file; nothing half-written is left behind."""
 
 
+class RenderError(EvidenceError):
+    """A report could not be made. The evidence beside it is whole; mend what the message names and render it again with `mi-audit report`."""
+
+
+class PluginError(MiAuditError):
+    """A plugin can't be used. The message names it and its distribution; mend it, uninstall it, or run with --audit-no-plugins."""
+
+
 class MissingDependencyError(MiAuditError):
     """An optional dependency is absent. The message gives the install command."""
 

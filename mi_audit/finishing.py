@@ -10,12 +10,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mi_audit.config import Settings
-from mi_audit.errors import EvidenceError
+from mi_audit.errors import EvidenceError, RenderError
 from mi_audit.evidence import records as r
 from mi_audit.evidence import store
 from mi_audit.evidence.assembly import Assembled, assemble
 from mi_audit.evidence.outcome import EVIDENCE_FAILED
 from mi_audit.evidence.parts import Parts
+from mi_audit.plugins import active
+from mi_audit.reporting.renderers import write_reports
 from mi_audit.scrubbing import scrubbed
 from mi_audit.stats.estimate import described
 from mi_audit.stats.verdict import Verdict
@@ -51,12 +53,12 @@ def finish(parts: Parts, settings: Settings, started: datetime, *, broken: Seque
             raise EvidenceError(unwritten or "no plan was laid down, so nothing can be told of it")
         whole = assemble(outline, parts.parts(), broken)
         lines.extend(_verdicts(whole.run, settings.model))
-        _write(directory, whole, started, report=settings.format == "html")
+        reports = _write(directory, whole, started, settings.formats)
+    except RenderError as error:
+        return Finished(EVIDENCE_FAILED, (*lines, ("red", f"REPORT NOT WRITTEN: {error}")))
     except EvidenceError as error:
         return Finished(EVIDENCE_FAILED, (*lines, ("red", f"EVIDENCE NOT WRITTEN: {error}"), *earlier_evidence(directory)))
-    lines.append(("", f"evidence: {directory}"))
-    if settings.format == "html":
-        lines.append(("", f"report:   {directory / store.REPORT}"))
+    lines.extend([("", f"evidence: {directory}"), *(("", f"report:   {path}") for path in reports)])
     troubled = (reading for reading in whole.run.readings if reading.tokens_error is not None)
     lines.extend(("", f"no token scores of {reading.detector} on {reading.suite}: {reading.tokens_error}") for reading in troubled)
     return Finished(whole.run.exit_code, tuple(lines))
@@ -68,7 +70,7 @@ def earlier_evidence(directory: Path) -> Iterator[Line]:
         yield "yellow", f"the evidence in {directory} is of an earlier run"
 
 
-def _write(directory: Path, whole: Assembled, started: datetime, *, report: bool) -> None:
+def _write(directory: Path, whole: Assembled, started: datetime, formats: Sequence[str]) -> list[Path]:
     volatile = r.VolatileRecord(
         run_id=secrets.token_hex(8),
         started=_iso(started),
@@ -77,13 +79,10 @@ def _write(directory: Path, whole: Assembled, started: datetime, *, report: bool
         command=tuple(scrubbed(argument) for argument in sys.argv),
         seconds=dict(whole.seconds),
         cache=dict(whole.cache),
+        reports={name: active().renderers[name].value.file for name in formats},
     )
-    if not report:
-        store.write(directory, whole.run, volatile, whole.samples, whole.tokens, whole.files)
-        return
-    from mi_audit.reporting.html import render
-
-    store.write(directory, whole.run, volatile, whole.samples, whole.tokens, whole.files, render)
+    store.write(directory, whole.run, volatile, whole.samples, whole.tokens, whole.files)
+    return write_reports(directory, formats)
 
 
 def _verdicts(run: r.RunRecord, asked_for: str) -> Iterator[Line]:

@@ -4,7 +4,7 @@ pytest loads it in every run of every project, so it imports nothing heavy, and 
 """
 
 from collections.abc import Generator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from mi_audit.config import OPTIONS, Settings
+from mi_audit.config import OPTIONS, Settings, third_party
 from mi_audit.distribution import MAX_DEATHS, Controller, share_of
 from mi_audit.errors import EvidenceError, InconclusiveError, MiAuditError
 from mi_audit.evidence.outcome import FAILED, INCONCLUSIVE, NOT_RUN, PARTIAL, PASSED
@@ -44,11 +44,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         group.addoption(f"--audit-{option.name}", metavar=option.metavar, default=None, help=option.help)
         parser.addini(f"audit_{option.name}", f"{option.help} (as --audit-{option.name})", type="string", default=option.default)
     group.addoption("--audit-no-cache", action="store_true", help="pass every prompt through the model, also those whose activations are on disk")
+    group.addoption("--audit-no-plugins", action="store_true", help="leave out the plugins of other distributions (mi-audit plugins lists them)")
+    parser.addini("audit_no_plugins", "leave out the plugins of other distributions (as --audit-no-plugins)", type="bool", default=False)
     group.addoption("--audit-plan", action="store_true", help="print the plan of the audits and stop; no model is loaded")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """One `AuditRun` holds the state of this pytest run."""
+    stack = ExitStack()
+    stack.enter_context(third_party(allowed=not (config.option.audit_no_plugins or config.getini("audit_no_plugins"))))
+    config.add_cleanup(stack.close)
     if config.option.audit_plan and hasattr(config.option, "dist"):
         config.option.dist = "no"  # planning takes no workers
     config.stash[_run] = run = AuditRun(config)

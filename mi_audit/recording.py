@@ -15,6 +15,7 @@ from mi_audit.plan.detectors import DetectorSpec
 from mi_audit.plan.measurements import EstimateSpec, ReadSpec
 from mi_audit.plan.plan import Plan, PlannedAudit
 from mi_audit.plan.printing import lines_of
+from mi_audit.plugins import Registry, active
 from mi_audit.scrubbing import scrubbed
 from mi_audit.suites.suite import Suite
 from mi_audit.token_table import add_token_scores
@@ -33,6 +34,7 @@ def outline_of(run: "Session", plan: Plan, nodes: Sequence[str], partial: Sequen
         plan=r.PlanRecord(digest=plan.digest, alpha=plan.alpha, seed=plan.seed, limit=plan.limit, audits=len(plan.audits), claims=sum(1 for _ in plan.claims)),
         audits=tuple(_outline(audit, node) for audit, node in zip(plan.audits, nodes, strict=True)),
         partial=tuple(partial),
+        plugins=tuple(_plugins(active())),
         texts_shown=run.settings.texts == "shown",
         lines=tuple(lines_of(plan)),
     )
@@ -136,6 +138,11 @@ def _model(model: "LoadedModel") -> r.ModelRecord:
         ),
         refused=tuple(r.RefusedRecord(hook_point=name, layer=layer, reason=reason) for name, layer, reason in check.refused),
     )
+
+
+def _plugins(registry: Registry) -> Iterator[r.PluginRecord]:
+    for plugin in registry.third_party:
+        yield r.PluginRecord(name=plugin.name, distribution=plugin.distribution, version=plugin.version, digest=plugin.digest, kinds=registry.kinds(plugin))
 
 
 def _suite(suite: Suite) -> r.SuiteRecord:

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 from mi_audit import __version__
-from mi_audit.cli import cache, demo, doctor, models, plan, report, size, suites
+from mi_audit.cli import cache, demo, doctor, models, plan, plugins, report, size, suites
+from mi_audit.config import third_party
 from mi_audit.errors import MiAuditError
 
 app = typer.Typer(
@@ -20,16 +21,22 @@ app.command("plan")(plan.plan)
 app.command("report")(report.report)
 app.command("size")(size.size)
 app.command("models")(models.models)
+app.command("plugins")(plugins.plugins)
 app.command("doctor")(doctor.doctor)
 app.add_typer(suites.app, name="suites")
 app.add_typer(cache.app, name="cache")
 
 
 @app.callback(invoke_without_command=True)
-def _version(version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False) -> None:
+def _options(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="print the version and stop")] = False,
+    no_plugins: Annotated[bool, typer.Option("--no-plugins", help="leave out the plugins of other distributions")] = False,
+) -> None:
     if version:
         typer.echo(f"mi-audit {__version__}")
         raise typer.Exit
+    context.with_resource(third_party(allowed=not no_plugins))
 
 
 def main() -> None:

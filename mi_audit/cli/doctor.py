@@ -30,6 +30,7 @@ def _findings() -> Iterator[tuple[bool, str]]:
     for name in RUN:
         yield _version(name, "pip install 'mi-audit[run]'")
     yield _plugin()
+    yield _third_party()
     yield from _shipped()
     if find_spec("torch") is not None and find_spec("transformers") is not None:
         yield _device()
@@ -49,6 +50,17 @@ def _plugin() -> tuple[bool, str]:
         found,
         "the pytest plugin is registered" if found else "the pytest plugin is not registered: install the package (pip install mi-audit) instead of copying it",
     )
+
+
+def _third_party() -> tuple[bool, str]:
+    from mi_audit.errors import PluginError
+    from mi_audit.plugins import active
+
+    try:
+        found = active().third_party
+    except PluginError as error:
+        return False, str(error)
+    return True, f"plugins of other distributions: {', '.join(map(str, found)) or 'none'}"
 
 
 def _shipped() -> Iterator[tuple[bool, str]]:

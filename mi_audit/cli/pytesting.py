@@ -6,10 +6,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mi_audit.config import third_party_allowed
+
 
 def run_pytest(arguments: Sequence[str], *, root: Path | None = None) -> int:
     """Run pytest with the plugin and nothing else, and return its exit code. With `root`, no configuration file is read."""
+    alone = [] if third_party_allowed() else ["--audit-no-plugins"]
     isolated = ["-c", os.devnull, f"--rootdir={root}", "-p", "no:cacheprovider"] if root is not None else []
     environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    command = [sys.executable, "-m", "pytest", "-p", "mi_audit.pytest_plugin", *isolated, *arguments]
+    command = [sys.executable, "-m", "pytest", "-p", "mi_audit.pytest_plugin", *isolated, *alone, *arguments]
     return subprocess.run(command, env=environment, check=False).returncode  # noqa: S603 — our own interpreter with our own arguments

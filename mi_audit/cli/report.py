@@ -11,18 +11,20 @@ from mi_audit.errors import EvidenceError
 def report(
     directory: Annotated[Path, typer.Argument(help="a run's evidence")],
     out: Annotated[Path | None, typer.Option(help="write the report here instead of into the evidence")] = None,
+    format: Annotated[str, typer.Option(help="a renderer, as mi-audit plugins lists them")] = "html",
 ) -> None:
-    """Render report.html from the evidence alone: no torch, no audit code. The same evidence gives the same bytes."""
+    """Render a report from the evidence alone: no torch, no audit code. The same evidence gives the same bytes."""
     from mi_audit.evidence import store
-    from mi_audit.reporting.html import render
+    from mi_audit.plugins import active
+    from mi_audit.reporting.renderers import rendered
 
-    html = render(directory)
+    content = rendered(directory, format)
     if out is None:
-        path = store.write_report(directory, html)
+        path = store.write_report(directory, active().renderers[format].value.file, content)
     else:
         path = out
         try:
-            out.write_text(html, encoding="utf-8", newline="\n")
+            out.write_bytes(content)
         except OSError as error:
             raise EvidenceError(f"{out} can't be written: {error.strerror}; choose another place") from error
     typer.echo(str(path))

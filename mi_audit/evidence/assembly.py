@@ -81,6 +81,7 @@ def assemble(outline: Outline, parts: Iterable[Part], broken: Sequence[str] = ()
     run = RunRecord(
         plan=outline.plan,
         model=gathered.model,
+        plugins=outline.plugins,
         suites=tuple(sorted(gathered.suites.values(), key=lambda suite: (suite.name, suite.digest))),
         detectors=tuple(detectors),
         readings=tuple(readings),

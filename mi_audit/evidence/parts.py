@@ -19,6 +19,7 @@ from mi_audit.evidence.records import (
     Name,
     Number,
     PlanRecord,
+    PluginRecord,
     ReadingRecord,
     Record,
     SuiteRecord,
@@ -48,6 +49,8 @@ class Outline(Record):
     """Every audit, in the order of the plan."""
     partial: tuple[Text, ...]
     """Why the run can't gate, as far as known when it was planned."""
+    plugins: tuple[PluginRecord, ...]
+    """Third-party plugins that were active."""
     texts_shown: Flag
     """Whether tokens are kept with their texts."""
     lines: tuple[Text, ...]

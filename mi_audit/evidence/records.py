@@ -8,6 +8,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from mi_audit.hookspecs import REPORT_FILE
 from mi_audit.stats.verdict import Verdict
 
 SCHEMA_VERSION: Final = "1.0"
@@ -16,6 +17,7 @@ MAX_INTEGER: Final = 2**53 - 1
 Text = Annotated[str, StringConstraints(strict=True, max_length=65_536)]
 Name = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=1_024)]
 Digest = Annotated[str, StringConstraints(strict=True, pattern=r"^[0-9a-f]{64}$")]
+ReportFile = Annotated[str, StringConstraints(strict=True, pattern=f"^{REPORT_FILE}$")]
 Flag = Annotated[bool, Field(strict=True)]
 Count = Annotated[int, Field(strict=True, ge=0, le=MAX_INTEGER)]
 Integer = Annotated[int, Field(strict=True, ge=-MAX_INTEGER, le=MAX_INTEGER)]
@@ -380,6 +382,21 @@ class PlanRecord(Record):
     """Number of claims planned."""
 
 
+class PluginRecord(Record):
+    """A plugin of another distribution that was active: its code ran in the process that made the evidence."""
+
+    name: Name
+    """Name of its entry point."""
+    distribution: Name
+    """The installed distribution that it is from."""
+    version: Name
+    """That distribution's version."""
+    digest: Digest
+    """SHA-256 over the digests of its source files."""
+    kinds: tuple[Name, ...]
+    """The kinds of things that it offers."""
+
+
 class TableRecord(Record):
     """A Parquet table of the bundle."""
 
@@ -400,6 +417,8 @@ class RunRecord(Record):
     """The plan."""
     model: ModelRecord | None
     """The model; absent if it could not be loaded."""
+    plugins: tuple[PluginRecord, ...]
+    """Third-party plugins that were active, whether or not anything of theirs was used."""
     suites: tuple[SuiteRecord, ...]
     """The suites used."""
     detectors: tuple[DetectorRecord, ...]
@@ -439,3 +458,5 @@ class VolatileRecord(Record):
     """Seconds per phase."""
     cache: dict[Name, Count]
     """Cache hits by kind."""
+    reports: dict[Name, ReportFile]
+    """The file in the bundle that each renderer writes."""

@@ -8,7 +8,7 @@ not a surprise.
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +30,7 @@ DETECTORS: Final = "detectors"
 MAX_DETECTOR_BYTES: Final = 256 * 2**20
 
 _DETECTOR_FILE: Final = re.compile(DETECTORS + r"/[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
-_KNOWN: Final = {EVIDENCE, REPORT, DETECTORS, *tables.NAMES}
+_KNOWN: Final = frozenset({EVIDENCE, DETECTORS, *tables.NAMES})
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,11 @@ def write(
     samples: SampleTable,
     token_table: TokenTable,
     detector_files: Mapping[str, bytes],
-    html: Callable[[Path], str] | None = None,
 ) -> None:
     """Write the bundle to `directory`, whole or not at all.
 
     The target may be absent, empty, or a previous bundle, which is then replaced; anything else is refused. `detector_files` are named as in the records
-    (`detectors/NAME`). `html` is called with the folder that holds the finished evidence and returns the report.
+    (`detectors/NAME`). Reports come later (`write_report`): they are renderings of what is written here.
 
     Raises:
         EvidenceError: the records contradict each other, the target is something else than a bundle, or the disk refuses. Nothing is left half-written.
@@ -74,7 +73,7 @@ def write(
         with scratch_beside(directory) as scratch:
             _check_target(directory)
             scratch.new.mkdir()
-            _fill(scratch.new, run, volatile, samples, token_table, detector_files, html)
+            _fill(scratch.new, run, volatile, samples, token_table, detector_files)
             _flush(scratch.new)
             if directory.exists():
                 os.replace(directory, scratch.aside)
@@ -91,7 +90,7 @@ def read(directory: Path) -> Bundle:
         evidence = _read_evidence(directory)
         run = evidence.evidence
         consistency.check(run)
-        unknown = sorted(_foreign(directory))
+        unknown = sorted(_foreign(directory, _reports(evidence)))
         if unknown:
             raise EvidenceError(f"{directory / unknown[0]} is no part of the evidence; remove it")
         expected = tables.flat_tables(run)
@@ -113,15 +112,17 @@ def read(directory: Path) -> Bundle:
         return bundle
 
 
-def write_report(directory: Path, html: str) -> Path:
-    """Replace the bundle's report, at once or not at all.
+def write_report(directory: Path, name: str, content: bytes) -> Path:
+    """Put a report into the bundle, or in place of the one there, at once or not at all.
 
     Raises:
-        EvidenceError: the disk refuses.
+        EvidenceError: the disk refuses, or the bundle does not list a report of that name, so that it would be taken for a foreign file.
     """
-    target = directory / REPORT
+    target = directory / name
     with _failures_named(target), scratch_beside(directory) as scratch:
-        _put(scratch.new, html.encode("utf-8"))
+        if name not in _reports(_read_evidence(directory)):
+            raise EvidenceError(f"{directory} lists no report {name}; write it elsewhere, or name its renderer in --audit-format at the run")
+        _put(scratch.new, content)
         os.replace(scratch.new, target)
     return target
 
@@ -133,7 +134,6 @@ def _fill(
     samples: SampleTable,
     token_table: TokenTable,
     detector_files: Mapping[str, bytes],
-    html: Callable[[Path], str] | None,
 ) -> None:
     every = {**tables.flat_tables(run), tables.SAMPLES: samples.table(), tables.TOKENS: token_table.table()}
     tokens.check(every[tables.TOKENS], run)
@@ -148,8 +148,6 @@ def _fill(
         (scratch / DETECTORS).mkdir(exist_ok=True)
         _put(scratch / name, content)
     _check_detectors(scratch, run)
-    if html is not None:
-        _put(scratch / REPORT, html(scratch).encode("utf-8"))
 
 
 def _put(path: Path, content: bytes) -> None:
@@ -180,18 +178,23 @@ def _check_target(directory: Path) -> None:
         raise EvidenceError(f"{directory} is not a folder; choose another place for the evidence")
     if not directory.exists() or not any(directory.iterdir()):
         return
-    foreign = sorted(_foreign(directory))
-    if foreign or not (directory / EVIDENCE).is_file():
+    reports = _reports(_read_evidence(directory)) if (directory / EVIDENCE).is_file() else frozenset()
+    foreign = sorted(_foreign(directory, reports))
+    if foreign or not reports:
         found = foreign[0] if foreign else f"no {EVIDENCE}"
         raise EvidenceError(f"{directory} holds {found}: it is not a bundle of evidence and is not replaced; choose an empty or new folder")
-    _read_evidence(directory)
 
 
-def _foreign(directory: Path) -> Iterator[str]:
-    """Names below the folder that are no part of a bundle; a link never is one."""
+def _reports(evidence: Evidence) -> frozenset[str]:
+    """The files that are renderings of the evidence: those that the run was asked for, and the HTML report, which may be made at any time."""
+    return frozenset({REPORT, *evidence.volatile.reports.values()})
+
+
+def _foreign(directory: Path, reports: frozenset[str]) -> Iterator[str]:
+    """Names below the folder that are no part of a bundle with these reports; a link never is one."""
     for path in directory.iterdir():
         inside = sorted(path.iterdir()) if path.name == DETECTORS and path.is_dir() and not path.is_symlink() else []
-        if path.name not in _KNOWN or path.is_symlink() or path.is_dir() is not (path.name == DETECTORS):
+        if path.name not in _KNOWN | reports or path.is_symlink() or path.is_dir() is not (path.name == DETECTORS):
             yield path.name
         for file in inside:
             if file.is_symlink() or not file.is_file() or not _DETECTOR_FILE.fullmatch(f"{DETECTORS}/{file.name}"):

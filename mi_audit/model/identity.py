@@ -7,9 +7,7 @@ import platform
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
-
-Source = Literal["shipped", "hub", "directory", "gguf"]
+from typing import Any
 
 TOKENIZER_FILES = frozenset(
     {
@@ -52,7 +50,7 @@ class ModelIdentity:
     root: str
     files: tuple[FileDigest, ...]
     ref: str
-    source: Source
+    source: str
     revision: str | None
     source_sha256: str | None
     licence: str | None

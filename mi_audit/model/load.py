@@ -22,7 +22,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def load(ref: str, *, device: str = "auto", dtype: str = "auto", progress: bool = True) -> LoadedModel:
-    """Load the model that `ref` names: a shipped name, a hub name with an optional `@revision`, a local directory or a `.gguf` file.
+    """Load the model that `ref` names: a shipped name, a hub name with an optional `@revision`, a local directory, a `.gguf` file or `source:…`.
 
     `device`: "auto" is CUDA, then MPS, then CPU. `dtype`: "auto" is float32 on CPU and the checkpoint's own elsewhere; else "float32", "bfloat16" or
     "float16". Only safetensors are read and no code that comes with a model is run. Raises ModelError or HookPointError with what to do.

@@ -13,11 +13,9 @@ from typing import ClassVar, Literal
 from mi_audit.errors import PlanError, SuiteError
 from mi_audit.plan.digest import Json, digest_of, sha256_of_file
 from mi_audit.plan.places import At, Tokens
+from mi_audit.plugins import active
 from mi_audit.suites.prompt import Prompt
 from mi_audit.suites.suite import Suite
-
-Method = Literal["difference_of_means", "mass_mean", "logistic"]
-METHODS: tuple[Method, ...] = ("difference_of_means", "mass_mean", "logistic")
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
@@ -63,7 +61,7 @@ class DetectorSpec(ABC):
     name: str
     tokens: Tokens
     threshold: Threshold
-    method: Method | None
+    method: str | None
     fit: Suite | None
 
     @property
@@ -139,11 +137,11 @@ class ProbeSpec(_Placed):
 
     kind = "probe"
 
-    method: Method
+    method: str
     fit: Suite
 
     def _own(self) -> dict[str, Json]:
-        return {"method": self.method, "at": self.at.describe(), "fit": describe_suite(self.fit)}
+        return {"method": describe_method(self.method), "at": self.at.describe(), "fit": describe_suite(self.fit)}
 
     def __str__(self) -> str:
         return f"{self.name}: {self.method} probe, {self.at}, {self.tokens}"
@@ -168,6 +166,12 @@ class DirectionSpec(_Placed):
 def describe_suite(suite: Suite) -> dict[str, Json]:
     """A suite as the plan's digest sees it: its rows count through their digest."""
     return {"name": suite.name, "digest": suite.digest, "n": len(suite)}
+
+
+def describe_method(method: str) -> Json:
+    """A method as the plan's digest sees it: by name, and one from a plugin of another distribution also by the digest of its code."""
+    plugin = active().probe_methods[method].plugin
+    return method if plugin.built_in else {"name": method, "plugin": plugin.digest}
 
 
 def negatives_of(suite: Suite) -> tuple[Prompt, ...]:
@@ -209,7 +213,7 @@ def false_positive_rate(rate: float, *, on: Suite) -> FalsePositiveRate:
 def probe(
     name: str,
     *,
-    method: Method,
+    method: str,
     at: At,
     fit: Suite,
     tokens: str | Tokens = "last",
@@ -220,18 +224,20 @@ def probe(
     Args:
         name: how reports name it: lower-case letters, digits, `_` and `-`.
         method: `difference_of_means` (μ⁺ − μ⁻) or `mass_mean` (Σ⁻¹(μ⁺ − μ⁻), Σ within-class, Ledoit–Wolf shrinkage), both from Marks & Tegmark 2023
-            (arXiv 2310.06824); `logistic`: L2-regularised logistic regression on standardised activations, its strength chosen by grouped cross-validation.
+            (arXiv 2310.06824); `logistic`: L2-regularised logistic regression on standardised activations, its strength chosen by grouped cross-validation;
+            or a name that a plugin offers.
         at: the hook point, from `mi.at`.
         fit: a labelled suite with both classes; no claim may be tested on its prompts or groups.
         tokens: `last`, `all`, `response`, `mi.span(…)` or `mi.last_of(…)`.
         threshold: `mi.false_positive_rate(…)`, or a number on the probe's own scale; needed for `recall`, `rate` and `accuracy`.
 
     Raises:
-        PlanError: an argument is of the wrong kind, or the fit suite has no labels or only one class.
+        PlanError: an argument is of the wrong kind, no active plugin offers the method, or the fit suite has no labels or only one class.
     """
     _require_name(name, "mi.probe")
-    if method not in METHODS:
-        raise PlanError(f"mi.probe({name!r}, method={method!r}): known methods are {', '.join(METHODS)}")
+    methods = active().probe_methods
+    if not isinstance(method, str) or method not in methods:
+        raise PlanError(f"mi.probe({name!r}, method={method!r}): known methods are {', '.join(methods)}")
     _require_at(at, f"mi.probe({name!r}, at=…)")
     require_classes(fit, f"mi.probe({name!r}, fit=…)")
     frozen = _threshold(threshold, f"mi.probe({name!r}, threshold=…)")

@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Final, Literal
 
 from mi_audit.errors import PlanError, SuiteError
-from mi_audit.plan.detectors import DetectorSpec, Method, ProbeSpec, describe_suite, require_classes
+from mi_audit.plan.detectors import DetectorSpec, ProbeSpec, describe_method, describe_suite, require_classes
 from mi_audit.plan.digest import Json
 from mi_audit.plan.places import At, at
 from mi_audit.suites.suite import Suite
@@ -24,7 +24,7 @@ class SweepSpec(DetectorSpec):
 
     kind = "sweep"
 
-    method: Method
+    method: str
     fit: Suite
     at_point: str
     over: tuple[At, ...] | Literal["all"]
@@ -75,7 +75,7 @@ class SweepSpec(DetectorSpec):
 
     def _own(self) -> dict[str, Json]:
         return {
-            "method": self.method,
+            "method": describe_method(self.method),
             "point": self.point,
             "over": "all" if self.over == "all" else [place.describe() for place in self.over],
             "fit": describe_suite(self.fit),

@@ -80,6 +80,7 @@ def facts(run: RunRecord) -> dict[str, bool]:
         "model-claims": by_model,
         "no-model-claims": not by_model,
         "refused": run.model is not None and bool(run.model.refused),
+        "plugins": bool(run.plugins),
         "controls": any(audit.controls for audit in run.audits),
         "nulls": any(claim.nulls for claim in run.claims),
         "no-controls": any(not claim.nulls for claim in run.claims),

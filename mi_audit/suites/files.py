@@ -54,7 +54,7 @@ def read_bytes(located: Located) -> bytes:
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
-        raise SuiteError(f"{located.display}: is not a plain file; give the path of a .jsonl, .json, .csv or .parquet file")
+        raise SuiteError(f"{located.display}: is not a plain file; give the path of one")
     with os.fdopen(descriptor, "rb") as file:
         data = file.read(limits.FILE_BYTES + 1)
     if len(data) > limits.FILE_BYTES:

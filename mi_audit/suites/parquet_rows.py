@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from mi_audit.suites import limits
 from mi_audit.suites.problems import Place, Problem, Report, listing
-from mi_audit.suites.rows import Row, Rows, too_long
+from mi_audit.suites.rows import Row, Rows, characters, too_long
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -84,7 +84,7 @@ def _rows(file: "pq.ParquetFile", names: list[str], place: Place, report: Report
                 return
             for row in batch.to_pylist():
                 number += 1
-                length = _characters(row)
+                length = characters(row)
                 total += length
                 if total > limits.FILE_BYTES:
                     report(
@@ -112,11 +112,3 @@ def _longest(column: "pa.Array", pa: Any) -> tuple[int, int]:
         lengths = pc.fill_null(lengths.take(column.indices), 0)
     longest = pc.max(lengths).as_py() or 0
     return (pc.index(lengths, longest).as_py(), longest) if longest else (0, 0)
-
-
-def _characters(value: object) -> int:
-    """The length of all the text in a row."""
-    if isinstance(value, str):
-        return len(value)
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return sum(_characters(item) for item in inner)

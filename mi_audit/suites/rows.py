@@ -1,6 +1,6 @@
 """What every reader of a format gives: numbered rows, each a dict of what the file says."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,10 +23,6 @@ class Rows:
     header_hint: str = ""
 
 
-Reader = Callable[[str, bytes, frozenset[str], Report], Rows]
-"""(how the file is shown, its bytes, columns to leave out, report) → its rows."""
-
-
 def decode(place: Place, data: bytes, report: Report) -> str | None:
     """The text of a file that must be UTF-8 without a byte order mark; None when it isn't, which has been reported."""
     if data.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
@@ -38,6 +34,14 @@ def decode(place: Place, data: bytes, report: Report) -> str | None:
         line = data.count(b"\n", 0, error.start) + 1
         report(Problem("error", place.at(line), f"byte {error.start} (0x{data[error.start]:02x}) is not UTF-8", "save the file as UTF-8"))
         return None
+
+
+def characters(value: object) -> int:
+    """The length of all the text in a row, or in a part of one."""
+    if isinstance(value, str):
+        return len(value)
+    inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    return sum(characters(item) for item in inner)
 
 
 def too_long(length: int) -> str:

@@ -20,6 +20,7 @@ from mi_audit.evidence.records import (
     ModelRecord,
     NullRecord,
     PlanRecord,
+    PluginRecord,
     ReadingRecord,
     RefusedRecord,
     RunRecord,
@@ -53,8 +54,8 @@ class Content:
     tokens: TokenTable
     files: dict[str, bytes]
 
-    def write(self, directory: Path, html=None) -> Path:
-        store.write(directory, self.run, self.volatile, self.samples, self.tokens, self.files, html)
+    def write(self, directory: Path) -> Path:
+        store.write(directory, self.run, self.volatile, self.samples, self.tokens, self.files)
         return directory
 
 
@@ -273,6 +274,7 @@ class Builder:
         fields = {
             "plan": PlanRecord(digest=sha("plan"), alpha=ALPHA, seed=20_260_101, limit=None, audits=len(self.audits), claims=len(self.claims)),
             "model": model(),
+            "plugins": (),
             "verdict": Verdict.worst([audit.verdict for audit in self.audits]),
             "partial": (),
             "texts_shown": self.texts_shown,
@@ -396,6 +398,7 @@ def volatile(**more) -> VolatileRecord:
         "command": ["pytest", "audits", "--audit-model", "smollm2-135m-instruct"],
         "seconds": {"load": 3.2, "fit": 41.0, "read": 128.4, "judge": 20.1},
         "cache": {"detectors": 0, "activations": 2},
+        "reports": {"html": "report.html"},
     } | more
     return VolatileRecord(**fields)
 
@@ -492,7 +495,8 @@ def realistic() -> Content:
         error=f"SuiteError: suites/none.jsonl: no such file {HOSTILE}",
         controls=["<script>-1"],
     )
-    return build.content()
+    plugin = PluginRecord(name=HOSTILE, distribution=HOSTILE, version=HOSTILE, digest=sha("plugin"), kinds=("renderer", HOSTILE))
+    return build.content(plugins=(plugin,))
 
 
 def passing() -> Content:

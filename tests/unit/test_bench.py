@@ -8,12 +8,13 @@ from scipy.stats import rankdata
 
 from mi_audit.detectors.bench import Bench
 from mi_audit.detectors.fitted import load as load_detector
+from mi_audit.detectors.methods import mi_audit_probe_methods
 from mi_audit.detectors.quantities import null_statistics
 from mi_audit.detectors.readings import BASELINE, NULL, Arm
 from mi_audit.engine.capture import Site, capture
 from mi_audit.errors import DetectorError
 from mi_audit.model.load import load
-from mi_audit.plan.detectors import METHODS, direction, false_positive_rate, probe
+from mi_audit.plan.detectors import direction, false_positive_rate, probe
 from mi_audit.plan.measurements import DISCRIMINATES, EstimateSpec, ReadSpec
 from mi_audit.plan.places import At, Tokens, at, last_of
 from mi_audit.suites.suite import suite
@@ -112,7 +113,7 @@ def test_equal_texts_with_other_fields_are_read_at_their_own_token(model):
     assert read["no"].values[0] != read["yes"].values[0]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mi_audit_probe_methods())
 def test_a_reading_is_what_numpy_makes_of_the_captures(model, method):
     one, site = bench(model), Site(At("resid_post", layer=LAYER), Tokens("last"))
     reading = one.read(ReadSpec(answers(method), ANSWERS["test"]))

@@ -10,9 +10,10 @@ from sklearn.preprocessing import StandardScaler
 from mi_audit.detectors.fitting import fitter
 from mi_audit.detectors.linear import DifferenceOfMeans, MassMean
 from mi_audit.detectors.logistic import STRENGTHS
+from mi_audit.detectors.methods import mi_audit_probe_methods
 from mi_audit.detectors.threshold import calibrate
 from mi_audit.errors import DetectorError
-from mi_audit.plan.detectors import METHODS, FalsePositiveRate, FixedThreshold
+from mi_audit.plan.detectors import FalsePositiveRate, FixedThreshold
 from mi_audit.suites.suite import suite
 
 
@@ -71,7 +72,7 @@ def test_logistic_is_sklearn_pipeline_with_grouped_cross_validation(n, d):
     np.testing.assert_allclose(ours.fit(labels[None]).scores(new)[0], search.decision_function(new), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mi_audit_probe_methods())
 def test_the_centre_carries_the_intercept_and_labellings_do_not_meet(method):
     acts, labels, groups = classes(40, 8)
     new = classes(12, 8, seed=5)[0]

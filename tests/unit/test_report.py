@@ -11,10 +11,11 @@ from html.parser import HTMLParser
 import pyarrow.parquet as pq
 import pytest
 
-from mi_audit.errors import EvidenceError
+from mi_audit.errors import EvidenceError, RenderError
 from mi_audit.evidence import store
 from mi_audit.reporting import catalogue, html
 from mi_audit.reporting.queries import query
+from mi_audit.reporting.renderers import write_reports
 from mi_audit.shipped import reports_dir
 from mi_audit.stats.verdict import Verdict
 from tests.unit import bundles
@@ -58,7 +59,9 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    return bundles.realistic().write(tmp_path_factory.mktemp("report") / "out", html.render)
+    folder = bundles.realistic().write(tmp_path_factory.mktemp("report") / "out")
+    write_reports(folder, ["html"])
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -290,3 +293,14 @@ def test_a_malformed_catalogue_or_text_names_its_fault(tmp_path, bundle, monkeyp
     (copy / "html" / "limits.html.j2").write_text("{{ page.nothing }}")
     with pytest.raises(EvidenceError, match="nothing"):
         html.render(bundle)
+
+
+def test_a_report_that_can_not_be_made_costs_no_evidence(tmp_path, monkeypatch):
+    folder = bundles.passing().write(tmp_path / "out")
+    with pytest.raises(EvidenceError, match=r"lists no report report\.csv"):
+        store.write_report(folder, "report.csv", b"")
+    monkeypatch.setattr(html, "reports_dir", lambda: tmp_path / "nowhere")
+    with pytest.raises(RenderError, match="is whole: mend this"):
+        write_reports(folder, ["html"])
+    assert store.read(folder).run.verdict is Verdict.PASS
+    assert not (folder / "report.html").exists()

@@ -11,6 +11,7 @@ from mi_audit.evidence.stretches import stretches
 from mi_audit.evidence.tokens import TokenTable
 from mi_audit.reporting import html
 from mi_audit.reporting.heat import TokenScores
+from mi_audit.reporting.renderers import write_reports
 from tests.unit import bundles
 from tests.unit.test_report import Page
 
@@ -31,7 +32,8 @@ def one_reading(words, *, threshold=1.0, texts_shown=True, length=24):
 
 
 def test_every_kept_token_has_its_cell_and_its_score(tmp_path):
-    bundle = bundles.realistic().write(tmp_path / "out", html.render)
+    bundle = bundles.realistic().write(tmp_path / "out")
+    write_reports(bundle, ["html"])
     read, shown = store.read(bundle), (bundle / "report.html").read_text("utf-8")
     strips = re.findall(r'<ol class="tokens" role="list" start="(\d+)">\n(.*?)\n</ol>', shown, re.DOTALL)
     parts = dict(stretches(read.tokens(), "measurement", "rank"))

@@ -14,6 +14,7 @@ from mi_audit.detectors.activations import Activations
 from mi_audit.detectors.bench import Bench
 from mi_audit.detectors.fitted import load as load_detector
 from mi_audit.detectors.learned import LearnedProbe
+from mi_audit.detectors.methods import mi_audit_probe_methods
 from mi_audit.detectors.nulls import Draw
 from mi_audit.detectors.quantities import controls_of, measure
 from mi_audit.detectors.readings import DETECTOR, Arm, ReadingData
@@ -21,7 +22,7 @@ from mi_audit.detectors.sweeping import choose
 from mi_audit.engine.capture import Site, capture
 from mi_audit.errors import DetectorError, PlanError
 from mi_audit.model.load import load
-from mi_audit.plan.detectors import METHODS, false_positive_rate, probe
+from mi_audit.plan.detectors import false_positive_rate, probe
 from mi_audit.plan.measurements import EstimateSpec, ReadSpec
 from mi_audit.plan.places import At, Tokens, at
 from mi_audit.plan.sweep import sweep
@@ -163,7 +164,7 @@ def layered(prompts, informative, width=16, layers=5, seed=0):
     return lambda wanted, at: np.array([acts[prompt.id][at.layer] for prompt in wanted])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", mi_audit_probe_methods())
 def test_the_planted_layer_is_found(method):
     spec = sweep(answers(method))
     assert choose(spec, FIVE, layered(ANSWERS, {3: 4.0, 4: 1.0}), ALPHA, 0).picked.layer == 3
