@@ -1,0 +1,1 @@
+"""One of each thing that a plugin can add to mi-audit."""
