@@ -33,7 +33,7 @@ class Option:
 
 OPTIONS: Final = (
     Option("model", "REF", DEFAULT_MODEL, "the model under audit: a shipped name, a hub name with optional @revision, a folder, a .gguf file or source:…"),
-    Option("device", "DEVICE", "auto", "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps"),
+    Option("device", "DEVICE", "auto", "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:1, mps, balanced (over all GPUs)"),
     Option("dtype", "DTYPE", "auto", "auto (float32 on CPU, the checkpoint's on GPU), float32, bfloat16, float16"),
     Option("out", "DIR", "", "where the evidence goes (default audit-results/<time>-<model>)"),
     Option("format", "FORMAT", "html", "reports beside the evidence: names of renderers (html, or a plugin's), comma-separated, or none"),

@@ -202,7 +202,7 @@ def _points(curve: "Curve") -> Iterator[r.CurvePoint]:
 
 
 def _reading(spec: ReadSpec, bench: "Bench", samples: SampleTable, suites: dict[str, Suite], pairs: str | None, tokens_error: str | None) -> r.ReadingRecord:
-    data = bench.read(spec)
+    data, spread = bench.read(spec), bench.spread(spec)
     suites[data.suite.digest] = data.suite
     samples.add(
         spec.digest,
@@ -225,6 +225,8 @@ def _reading(spec: ReadSpec, bench: "Bench", samples: SampleTable, suites: dict[
         n_positive=None if data.labels is None else int(data.labels.sum()),
         threshold=data.threshold,
         excluded_tokens=data.excluded_tokens,
+        spread=spread.delta if spread else None,
+        spread_n=spread.n if spread else None,
         controls=spec.controls,
         tokens_error=scrubbed(tokens_error) if tokens_error else None,
     )

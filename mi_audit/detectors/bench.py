@@ -1,7 +1,7 @@
 """From what a plan asks of a model to readings and estimates."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,20 +11,22 @@ from mi_audit.detectors.controls import draws_for
 from mi_audit.detectors.fitted import FittedDetector
 from mi_audit.detectors.learned import LearnedDirection, LearnedProbe
 from mi_audit.detectors.nulls import Draw
+from mi_audit.detectors.precision import Precision, Scored
 from mi_audit.detectors.progress import as_one
-from mi_audit.detectors.quantities import controls_of, measure
+from mi_audit.detectors.quantities import estimate_of
 from mi_audit.detectors.readings import DETECTOR, Arm, ReadingData
 from mi_audit.detectors.sweeping import Curve, choose
 from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.progress import Progress
 from mi_audit.engine.site import Site
-from mi_audit.errors import DetectorError
+from mi_audit.errors import DetectorError, MiAuditError
 from mi_audit.plan.detectors import DetectorSpec, DirectionSpec, FalsePositiveRate, ProbeSpec, negatives_of
 from mi_audit.plan.measurements import EstimateSpec, ReadSpec
 from mi_audit.plan.places import At, Tokens
 from mi_audit.plan.sweep import SweepSpec
 from mi_audit.stats.checks import Floats
 from mi_audit.stats.estimate import Estimate
+from mi_audit.stats.spread import Spread
 from mi_audit.suites.prompt import Prompt
 from mi_audit.suites.suite import Suite
 
@@ -64,6 +66,8 @@ class Bench:
         self._learned: dict[DetectorSpec, LearnedProbe | LearnedDirection] = {}
         self._readings: dict[ReadSpec, ReadingData] = {}
         self._estimates: dict[EstimateSpec, Estimate] = {}
+        self._precision = Precision(model, seed, cache, progress)
+        self._planned: tuple[ReadSpec, ...] = ()
         self._embedding_fails = any(name == "embed" for name, _, _ in model.hook_points.refused)
 
     @property
@@ -77,11 +81,11 @@ class Bench:
         return self._store.captured
 
     def prepare(self, readings: Iterable[ReadSpec]) -> None:
-        """Capture all that `readings` need, each distinct prompt once, and learn their detectors.
+        """Capture all that `readings` need, each distinct prompt once, learn their detectors, and measure their spreads where the model is in low precision.
 
         Detectors come first, so that one that can't be fitted fails early, and because only then is known where a swept one reads.
         """
-        readings = tuple(dict.fromkeys(readings))
+        self._planned = readings = tuple(dict.fromkeys(readings))
         detectors = tuple(dict.fromkeys(reading.detector for reading in readings))
         first = [request for detector in detectors for request in self._learning(detector)]
         perhaps = [self._reading(reading, self._sites(reading.detector)) for reading in readings]
@@ -90,6 +94,8 @@ class Bench:
             for detector in detectors:
                 self._learn(detector)
             self._store.fetch([self._reading(reading, {self._site(reading.detector)}) for reading in readings], progress=progress)
+        for reading in readings:
+            self.spread(reading)
 
     def detector(self, spec: DetectorSpec) -> FittedDetector:
         """The detector, fitted and calibrated."""
@@ -109,11 +115,23 @@ class Bench:
         """A quantity of a reading, with its interval and controls."""
         if spec not in self._estimates:
             reading = self.read(spec.reading)
-            pairs = reading.pairs(spec.pairs) if spec.pairs else None
-            plain = measure(spec.quantity, reading.values, reading.threshold, reading.labels, reading.groups, pairs, self._alpha)
-            of = f"{spec.reading.detector.name} on {reading.suite.name}"
-            self._estimates[spec] = replace(plain, of=of, spec=spec, controls=controls_of(spec, plain, reading, self._alpha))
+            self._estimates[spec] = estimate_of(spec, reading, self._alpha, self.spread(spec.reading))
         return self._estimates[spec]
+
+    def spread(self, spec: ReadSpec) -> Spread | None:
+        """How far the reading's scores are from those in float32; None for a model in float32. The first asked for brings those of all planned readings."""
+        if not self._model.is_low_precision:
+            return None
+        if spec not in self._precision:
+            scored = [self._scored(spec)]
+            for other in (each for each in self._planned if each != spec and each not in self._precision):
+                with suppress(MiAuditError):  # raised again where something is claimed of it
+                    scored.append(self._scored(other))
+            self._precision.measure(scored)
+        return self._precision[spec]
+
+    def _scored(self, spec: ReadSpec) -> Scored:
+        return Scored(self.read(spec), self.detector(spec.detector))
 
     def _learn(self, spec: DetectorSpec) -> LearnedProbe | LearnedDirection:
         if spec not in self._learned:

@@ -1,5 +1,6 @@
 """From a reading to an estimate, and the same quantity on every draw of a null."""
 
+from dataclasses import replace
 from typing import Final, TypeVar
 
 import numpy as np
@@ -15,6 +16,8 @@ from mi_audit.stats.controls import Baseline, Controls, Null
 from mi_audit.stats.estimate import Estimate
 from mi_audit.stats.means import effect_size, mean, mean_difference, paired_difference
 from mi_audit.stats.rates import rate
+from mi_audit.stats.spread import Spread
+from mi_audit.stats.widened import widened
 
 Names = NDArray[np.str_]
 
@@ -22,8 +25,19 @@ _Value = TypeVar("_Value")
 _TIE: Final = 1e-9
 
 
-def measure(quantity: Quantity, values: Floats, threshold: float | None, labels: Bools | None, groups: Names, pairs: Names | None, alpha: float) -> Estimate:
+def measure(
+    quantity: Quantity,
+    values: Floats,
+    threshold: float | None,
+    labels: Bools | None,
+    groups: Names,
+    pairs: Names | None,
+    alpha: float,
+    more_spread: float = 0.0,
+) -> Estimate:
     """The estimate of a quantity on scores [n]; a detector fires strictly above its threshold, and recall is a rate over the positives alone.
+
+    `more_spread` is for the effect size alone.
 
     Raises:
         StatisticsError: the quantity is undefined on these data.
@@ -46,7 +60,26 @@ def measure(quantity: Quantity, values: Floats, threshold: float | None, labels:
         case "paired_difference":
             return paired_difference(values, flags, _given(pairs, "pairs"), groups, alpha=alpha)
         case "effect_size":
-            return effect_size(values, flags, groups, alpha=alpha)
+            return effect_size(values, flags, groups, alpha=alpha, more_spread=more_spread)
+
+
+def estimate_of(spec: EstimateSpec, reading: ReadingData, alpha: float, spread: Spread | None) -> Estimate:
+    """A quantity of a reading with its controls, widened where the reading's scores are known only up to a spread.
+
+    Raises:
+        StatisticsError: the quantity is undefined on these data.
+        ValueError: the quantity needs a threshold, labels or pairs that the reading does not have.
+    """
+    labels, groups = reading.labels, reading.groups
+    pairs = reading.pairs(spec.pairs) if spec.pairs else None
+
+    def again(values: Floats, more_spread: float) -> Estimate:
+        return measure(spec.quantity, values, reading.threshold, labels, groups, pairs, alpha, more_spread)
+
+    plain = again(reading.values, 0.0)
+    estimate = plain if spread is None else widened(plain, again, reading.values, labels, spread)
+    of = f"{spec.reading.detector.name} on {reading.suite.name}"
+    return replace(estimate, of=of, spec=spec, controls=controls_of(spec, plain, reading, alpha))
 
 
 def controls_of(spec: EstimateSpec, estimate: Estimate, reading: ReadingData, alpha: float) -> Controls | None:

@@ -30,6 +30,7 @@ def _problems(run: RunRecord) -> Iterator[str]:
     claims = {claim.id: claim for claim in run.claims}
     for claim in run.claims:
         yield from _claim(claim, run)
+    yield from _precision(run)
     yield from _instruments(run)
     for audit in run.audits:
         yield from _audit(audit, claims)
@@ -122,6 +123,18 @@ def _holds(op: str, low: float, high: float, threshold: float) -> bool:
             return high <= threshold
         case _:
             return high < threshold
+
+
+def _precision(run: RunRecord) -> Iterator[str]:
+    """Scores in low precision support no verdict without the spread that its interval was widened by."""
+    for reading in run.readings:
+        if (reading.spread is None) != (reading.spread_n is None) or (reading.spread is not None and (reading.spread < 0 or not reading.spread_n)):
+            yield f"reading {reading.id} has a spread of {reading.spread} on a sample of {reading.spread_n}"
+    exact = {reading.id for reading in run.readings if reading.spread is not None}
+    if run.model is not None and run.model.dtype not in ("float32", "float64"):
+        for claim in run.claims:
+            if claim.verdict in (Verdict.PASS, Verdict.FAIL) and claim.reading not in exact:
+                yield f"claim {claim.id} is {claim.verdict} on scores in {run.model.dtype} that were not compared with float32"
 
 
 def _instruments(run: RunRecord) -> Iterator[str]:

@@ -214,6 +214,10 @@ class ReadingRecord(Record):
     """The detector's frozen threshold."""
     excluded_tokens: Count
     """Attention sinks left out of pooled readings."""
+    spread: Number | None
+    """Largest difference between its scores and those in float32, on a sample; absent for a model in float32."""
+    spread_n: Count | None
+    """Prompts in that sample."""
     controls: Flag
     """Whether controls were run beside it."""
     tokens_error: Text | None

@@ -31,6 +31,11 @@ class Checkpoint:
         """Bytes in all."""
         return sum(path.stat().st_size for path in self.files.values())
 
+    @property
+    def weights_size(self) -> int:
+        """Bytes of the safetensors."""
+        return sum(path.stat().st_size for name, path in self.files.items() if name.endswith(".safetensors"))
+
 
 def inspect(folder: Path, *, contained_in: Path | None = None) -> Checkpoint:
     """The loadable files of `folder`, none of them outside `contained_in` (the folder itself by default) once symlinks are followed.

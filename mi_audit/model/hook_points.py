@@ -9,6 +9,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from mi_audit.errors import HookPointError
+from mi_audit.model.ranges import ranges
 from mi_audit.model.slots import InputSlot, OutputSlot
 from mi_audit.model.structure import Decoder, Place, observe
 
@@ -151,18 +152,5 @@ class HookPoints:
         return HookPoints({key: tap for key, tap in self._taps.items() if key not in refused}, self._refused | dict(refused), self.n_layers, self.decoder)
 
     def _summary(self) -> str:
-        parts = [
-            name if layers == (None,) else f"{name} at {_ranges([layer for layer in layers if layer is not None])}" for name, layers, _ in self.available()
-        ]
+        parts = [name if layers == (None,) else f"{name} at {ranges([layer for layer in layers if layer is not None])}" for name, layers, _ in self.available()]
         return "; ".join(parts) or "none"
-
-
-def _ranges(layers: list[int]) -> str:
-    """`0-5, 7` for the layers 0 to 5 and 7."""
-    runs: list[tuple[int, int]] = []
-    for layer in layers:
-        if runs and runs[-1][1] == layer - 1:
-            runs[-1] = runs[-1][0], layer
-        else:
-            runs.append((layer, layer))
-    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)

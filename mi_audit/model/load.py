@@ -1,22 +1,24 @@
 """`load`: from a reference to a model that is identified, resolved and checked."""
 
-from typing import cast
+from dataclasses import replace
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mi_audit.errors import ModelError
 from mi_audit.model.cache import verify_converted
 from mi_audit.model.checkpoint import Checkpoint, inspect
+from mi_audit.model.checks import SelfCheck
+from mi_audit.model.devices import choose_device, described, gpus, place, place_beside
 from mi_audit.model.hook_points import HookPoints
 from mi_audit.model.identity import FileDigest, ModelIdentity, chat_template_digest, digest_file, library_versions, root_of, tokenizer_digest
-from mi_audit.model.loaded import LoadedModel
+from mi_audit.model.loaded import LoadedModel, coarsest
+from mi_audit.model.packing import Packing
 from mi_audit.model.packing_check import check_packing
 from mi_audit.model.progress import Steps, progress_steps
 from mi_audit.model.self_check import check_prompts, self_check
 from mi_audit.model.sources import Located, locate
 from mi_audit.model.structure import text_config
-from mi_audit.model.transformers_io import read
+from mi_audit.model.transformers_io import Read, read
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -24,38 +26,45 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def load(ref: str, *, device: str = "auto", dtype: str = "auto", progress: bool = True) -> LoadedModel:
     """Load the model that `ref` names: a shipped name, a hub name with an optional `@revision`, a local directory, a `.gguf` file or `source:…`.
 
-    `device`: "auto" is CUDA, then MPS, then CPU. `dtype`: "auto" is float32 on CPU and the checkpoint's own elsewhere; else "float32", "bfloat16" or
-    "float16". Only safetensors are read and no code that comes with a model is run. Raises ModelError or HookPointError with what to do.
+    `device`: "auto" is CUDA, then MPS, then CPU; of several GPUs the first that no other process of ours holds, or all where one is too small; "balanced" is
+    all GPUs and CPU memory. `dtype`: "auto" is float32 on CPU and the checkpoint's own elsewhere; else "float32", "bfloat16" or "float16". Only safetensors are
+    read and no code that comes with a model is run. Raises ModelError, HookPointError or MissingDependencyError with what to do.
     """
-    chosen_device = choose_device(device)
-    chosen_dtype = choose_dtype(dtype, chosen_device)
+    chosen_dtype = choose_dtype(dtype, choose_device(device))
     with progress_steps(shown=progress) as steps:
         located = locate(ref, steps)
         checkpoint = inspect(located.folder, contained_in=located.contained_in)
-        files = _digests(checkpoint, located, steps)
+        files = _digests(checkpoint, steps)
+        if located.source_sha256 is not None:
+            verify_converted(located.folder, {file.name: file.sha256 for file in files})
         steps.begin(f"Loading {ref}")
-        hf, tokenizer, unused = read(checkpoint, ref, chosen_dtype)
-        hf = _move(hf, chosen_device, ref)
+        found = read(checkpoint, ref, chosen_dtype, lambda size: place(device, size, gpus(), steps.say))
         steps.begin("Checking hook points")
-        points = HookPoints.of(hf)
-        checked, points = self_check(points, tokenizer)
-        packing = check_packing(points, text_config(hf), check_prompts(points, tokenizer))
-        identity = _identity(ref, located, files, hf, tokenizer, points, unused)
-    return LoadedModel(ref, hf, tokenizer, points, identity, checked, packing)
+        points, checked, packing = _checked(found)
+        identity = _identity(ref, located, files, found, points)
+    return LoadedModel(ref, found.hf, found.tokenizer, points, identity, checked, packing, checkpoint, found.placement)
 
 
-def choose_device(device: str) -> torch.device:
-    """The torch device for a name; ModelError if it is unknown or not there."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ModelError(f"{device!r} is no device: give auto, cpu, cuda, cuda:1 or mps") from error
-    there = {"cpu": True, "cuda": torch.cuda.is_available() and (chosen.index or 0) < torch.cuda.device_count(), "mps": torch.backends.mps.is_available()}
-    if not there.get(chosen.type, False):
-        raise ModelError(f"the device {device!r} is not available here: give auto or cpu")
-    return chosen
+def in_float32(model: LoadedModel, *, progress: bool = True) -> LoadedModel:
+    """The checkpoint of a loaded model once more, in float32: on the same device if it fits there too, else on the CPU; spread if the model is.
+
+    It is read again rather than cast up, so that what the model's dtype rounded off the weights comes back.
+
+    Raises:
+        ModelError: the files have changed since the model was loaded, can't be held in float32, or do not fit into memory.
+        HookPointError: its blocks can't be told.
+    """
+    with progress_steps(shown=progress) as steps:
+        if root_of(_digests(model.checkpoint, steps)) != model.identity.root:
+            raise ModelError(f"the files of {model.ref} have changed since it was loaded: run again on files that stay as they are")
+        steps.begin(f"Loading {model.ref} in float32")
+        found = read(model.checkpoint, model.ref, torch.float32, lambda size: place_beside(model.placement, size, gpus()))
+        if coarsest(found.hf) is not torch.float32:
+            raise ModelError(f"{model.ref} is quantised and can't be held in float32, so its precision can't be measured: audit the model before quantisation")
+        steps.begin("Checking hook points")
+        points, checked, packing = _checked(found)
+    identity = replace(model.identity, dtype=_dtype(found), device=_devices(found))
+    return LoadedModel(model.ref, found.hf, found.tokenizer, points, identity, checked, packing, model.checkpoint, found.placement)
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype | None:
@@ -67,31 +76,21 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype | None:
     return DTYPES[dtype]
 
 
-def _digests(checkpoint: Checkpoint, located: Located, steps: Steps) -> tuple[FileDigest, ...]:
+def _digests(checkpoint: Checkpoint, steps: Steps) -> tuple[FileDigest, ...]:
     steps.begin("Hashing the model's files", total=checkpoint.size)
-    files = tuple(FileDigest(name, *digest_file(path, steps.advance)) for name, path in sorted(checkpoint.files.items()))
-    if located.source_sha256 is not None:
-        verify_converted(located.folder, {file.name: file.sha256 for file in files})
-    return files
-
-
-def _move(hf: PreTrainedModel, device: torch.device, ref: str) -> PreTrainedModel:
     try:
-        return cast(PreTrainedModel, cast(torch.nn.Module, hf).to(device))
-    except torch.OutOfMemoryError as error:
-        raise ModelError(f"{ref} does not fit on {device}: give another device, or dtype bfloat16") from error
+        return tuple(FileDigest(name, *digest_file(path, steps.advance)) for name, path in sorted(checkpoint.files.items()))
+    except OSError as error:
+        raise ModelError(f"the model's files can't be read: {error}") from error
 
 
-def _identity(
-    ref: str,
-    located: Located,
-    files: tuple[FileDigest, ...],
-    hf: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    points: HookPoints,
-    unused: tuple[str, ...],
-) -> ModelIdentity:
-    embedding = points.decoder.embedding
+def _checked(found: Read) -> tuple[HookPoints, SelfCheck, Packing]:
+    checked, points = self_check(HookPoints.of(found.hf), found.tokenizer)
+    return points, checked, check_packing(points, text_config(found.hf), check_prompts(points, found.tokenizer))
+
+
+def _identity(ref: str, located: Located, files: tuple[FileDigest, ...], found: Read, points: HookPoints) -> ModelIdentity:
+    hf = found.hf
     return ModelIdentity(
         root=root_of(files),
         files=files,
@@ -104,12 +103,20 @@ def _identity(
         parameters=hf.num_parameters(),
         n_layers=points.n_layers,
         d_model=int(text_config(hf).hidden_size),
-        vocabulary=int(embedding.weight.shape[0]),
+        vocabulary=int(points.decoder.embedding.weight.shape[0]),
         tokenizer_digest=tokenizer_digest(files),
-        chat_template_digest=chat_template_digest(tokenizer.chat_template),
-        dtype=str(embedding.weight.dtype).removeprefix("torch."),
-        device=str(embedding.weight.device),
+        chat_template_digest=chat_template_digest(found.tokenizer.chat_template),
+        dtype=_dtype(found),
+        device=_devices(found),
         attention=str(hf.config._attn_implementation),
-        unused=unused,
+        unused=found.unused,
         versions=library_versions(),
     )
+
+
+def _dtype(found: Read) -> str:
+    return str(coarsest(found.hf)).removeprefix("torch.")
+
+
+def _devices(found: Read) -> str:
+    return described(found.placement, found.parts)

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mi_audit.model.checkpoint import Checkpoint
 from mi_audit.model.checks import SelfCheck
+from mi_audit.model.devices import Placement, input_device
 from mi_audit.model.hook_points import HookPoints
 from mi_audit.model.identity import ModelIdentity
 from mi_audit.model.packing import Packing
@@ -16,8 +18,8 @@ from mi_audit.model.structure import text_config
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
-    """A decoder in evaluation mode without gradients, its tokenizer, its hook points, who it is, what its self-check found
-    and how its prompts may be batched."""
+    """A decoder in evaluation mode without gradients, its tokenizer, its hook points, who it is, what its self-check found, how its prompts may be batched,
+    its files and where it went."""
 
     ref: str
     hf: PreTrainedModel
@@ -26,6 +28,8 @@ class LoadedModel:
     identity: ModelIdentity
     self_check: SelfCheck
     packing: Packing
+    checkpoint: Checkpoint
+    placement: Placement
 
     @property
     def config(self) -> Any:
@@ -49,13 +53,23 @@ class LoadedModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.hook_points.decoder.embedding.weight.device
+        """Where tokens go in; where the weights are, unless the model is spread over several devices."""
+        return input_device(self.hook_points.decoder.embedding)
+
+    @property
+    def devices(self) -> frozenset[torch.device]:
+        """Where its modules compute: one device, unless the model is spread over several."""
+        return frozenset(input_device(module) for module in self.hf.modules() if any(True for _ in module.parameters(recurse=False)))
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of the weights."""
+        """Precision of the weights of the embedding, and so of the activations."""
         return self.hook_points.decoder.embedding.weight.dtype
+
+    @property
+    def is_low_precision(self) -> bool:
+        """Whether any weight is held in fewer digits than float32 has."""
+        return torch.finfo(coarsest(self.hf)).eps > torch.finfo(torch.float32).eps
 
     @property
     def max_length(self) -> int | None:
@@ -67,3 +81,8 @@ class LoadedModel:
         return (
             f"LoadedModel({self.ref!r}, {self.n_layers} layers of width {self.d_model}, {self.identity.dtype} on {self.device}, root {self.identity.root[:12]})"
         )
+
+
+def coarsest(module: nn.Module) -> torch.dtype:
+    """The dtype with the fewest digits among the weights of the module."""
+    return max({each.dtype for each in module.parameters() if each.is_floating_point()}, key=lambda dtype: torch.finfo(dtype).eps)

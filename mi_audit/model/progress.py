@@ -25,6 +25,10 @@ class Steps:
         if self._task is not None:
             self._bars.advance(self._task, amount)
 
+    def say(self, text: str) -> None:
+        """A line of text on stderr, whether it is a terminal or not."""
+        self._bars.console.print(text, markup=False, highlight=False)
+
     def finish(self) -> None:
         """Close the open step."""
         if self._task is not None:

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mi_audit.model.checks import Check, SelfCheck
+from mi_audit.model.devices import input_device
 from mi_audit.model.hook_points import HookPoints, Key
 
 PROMPTS = (
@@ -76,21 +77,21 @@ def check_prompts(points: HookPoints, tokenizer: PreTrainedTokenizerBase) -> lis
     """Token ids [L] of the prompts, cut short, with different lengths."""
     embedding = points.decoder.embedding
     ids = [list(tokenizer(prompt)["input_ids"])[: MAX_TOKENS - 3 * row] or [0] for row, prompt in enumerate(PROMPTS)]
-    return [torch.tensor(row, device=embedding.weight.device) for row in ids]
+    return [torch.tensor(row, device=input_device(embedding)) for row in ids]
 
 
 def _capture(points: HookPoints, tokens_BL: Tensor, mask_BL: Tensor) -> tuple[dict[Key, Tensor], Tensor]:
-    """Activations [B, L, D] at every usable hook point, and the decoder's own output."""
+    """Activations [B, L, D] at every usable hook point, and the decoder's own output, all on the device of the tokens."""
     acts: dict[Key, Tensor] = {}
 
     def keep(key: Key, acts_BLD: Tensor) -> None:
-        acts[key] = acts_BLD.clone()
+        acts[key] = acts_BLD.to(tokens_BL.device, copy=True)
 
     with ExitStack() as stack:
         for tap in points.taps:
             stack.callback(tap.listen(partial(keep, (tap.name, tap.layer))).remove)
         output: Tensor = points.decoder.base(input_ids=tokens_BL, attention_mask=mask_BL, use_cache=False)[0]
-    return acts, output
+    return acts, output.to(tokens_BL.device)
 
 
 def _compare(key: Key, batched_LD: Tensor, single_LD: Tensor) -> Finding:

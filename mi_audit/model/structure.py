@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from mi_audit.errors import HookPointError
+from mi_audit.model.devices import input_device
 from mi_audit.model.slots import InputSlot, OutputSlot, find_input, find_output
 
 OBSERVED_TOKENS = 5
@@ -119,7 +120,7 @@ def observe(hf: PreTrainedModel) -> Decoder:
     for path, module in base.named_children():
         if _is_norm(module):
             watched.setdefault(module, f"base.{path}")
-    tokens = (torch.arange(OBSERVED_TOKENS, device=embedding.weight.device) * 7 + 11) % embedding.weight.shape[0]
+    tokens = (torch.arange(OBSERVED_TOKENS, device=input_device(embedding)) * 7 + 11) % embedding.weight.shape[0]
     with _recording(watched, calls), torch.no_grad():
         base(input_ids=tokens[None], use_cache=False)
     order = [call.path for call in calls if call.path.isdigit()]
@@ -255,14 +256,17 @@ def _relative(call: Call) -> Call:
 
 
 def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    """Whether two observed tensors are the same activation (evaluation-mode dropout and reshaping make copies)."""
-    return one is other or (one is not None and other is not None and one.numel() == other.numel() and torch.equal(one.reshape(-1), other.reshape(-1)))
+    """Whether two observed tensors are the same activation (evaluation-mode dropout, reshaping and another device make copies)."""
+    if one is None or other is None or one is other:
+        return one is other
+    return one.numel() == other.numel() and torch.equal(one.reshape(-1), other.reshape(-1).to(one.device))
 
 
 def _is_multiple(one: Tensor | None, other: Tensor | None) -> bool:
     """Whether `one` is `other` times a number other than 1."""
-    if one is None or other is None or one.shape != other.shape or torch.equal(one, other):
+    if one is None or other is None or one.shape != other.shape or _same(one, other):
         return False
+    other = other.to(one.device)
     factor = (one.double() * other.double()).sum() / other.double().square().sum()
     return bool((one.double() - factor * other.double()).norm() <= 4 * torch.finfo(one.dtype).eps * one.double().norm())
 

@@ -81,6 +81,7 @@ def facts(run: RunRecord) -> dict[str, bool]:
         "no-model-claims": not by_model,
         "refused": run.model is not None and bool(run.model.refused),
         "plugins": bool(run.plugins),
+        "low-precision": any(reading.spread is not None for reading in run.readings),
         "controls": any(audit.controls for audit in run.audits),
         "nulls": any(claim.nulls for claim in run.claims),
         "no-controls": any(not claim.nulls for claim in run.claims),

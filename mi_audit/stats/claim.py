@@ -79,6 +79,8 @@ def decide(estimate: "Estimate", op: str, threshold: float) -> Claim:
         return Claim(estimate, op, threshold, verdict)
     if verdict is Verdict.INCONCLUSIVE:
         within = f"the interval [{estimate.low:.4g}, {estimate.high:.4g}] is on both sides of {threshold:g}"
+        if estimate.unwidened and _side(estimate.unwidened.low, estimate.unwidened.high, op, threshold) is not Verdict.INCONCLUSIVE:
+            within = f"{within}, but only because of precision: {estimate.unwidened.reason}"
         return Claim(estimate, op, threshold, verdict, estimate.undecided or (within,), needed(estimate, op, threshold))
     claim = Claim(estimate, op, threshold, Verdict.PASS)
     if op in ("<=", "<") or estimate.quantity not in DISCRIMINATING:
@@ -92,7 +94,11 @@ def by_bounds(estimate: "Estimate", op: str, threshold: float) -> Verdict:
     """The verdict that the interval alone gives, controls aside."""
     if estimate.undecided:
         return Verdict.INCONCLUSIVE
-    low, high = estimate.low, estimate.high
+    return _side(estimate.low, estimate.high, op, threshold)
+
+
+def _side(low: float, high: float, op: str, threshold: float) -> Verdict:
+    """On which side of the threshold the interval is."""
     passes, fails = {
         ">=": (low >= threshold, high < threshold),
         ">": (low > threshold, high <= threshold),

@@ -7,6 +7,7 @@ from typing import Final, NoReturn
 from mi_audit.errors import ClaimComparisonError
 from mi_audit.stats.claim import BOUNDED, Claim, compare
 from mi_audit.stats.controls import Controls
+from mi_audit.stats.spread import Unwidened
 
 _TITLES: Final = {"auroc": "AUROC"}
 
@@ -17,7 +18,8 @@ class Estimate:
 
     Each bound has the one-sided level `alpha`: the truth lies below `low` with probability at most alpha, and above `high` with probability at most alpha.
     `n` counts prompts, `groups` the clusters (templates, entities, pairs) that they come in. `undecided` holds the reasons, if any, for which nothing can be
-    decided on this estimate. Comparing it with a number (`>=`, `>`, `<=`, `<`) gives a Claim; any other comparison is an error.
+    decided on this estimate, and `unwidened` what the interval was before it was widened for scores in low precision. Comparing an estimate with a number
+    (`>=`, `>`, `<=`, `<`) gives a Claim; any other comparison is an error.
     """
 
     quantity: str
@@ -33,6 +35,7 @@ class Estimate:
     of: str = ""
     controls: Controls | None = None
     spec: Hashable | None = None
+    unwidened: Unwidened | None = None
 
     __array_ufunc__ = None  # so that a NumPy number on the left hands the comparison over to the estimate
 

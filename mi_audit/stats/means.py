@@ -63,19 +63,21 @@ def paired_difference(values: ArrayLike, labels: ArrayLike, pairs: ArrayLike, gr
     return _estimate("paired_difference", _mean_jackknife(differences, grouped), alpha, len(floats), int(flags.sum()))
 
 
-def effect_size(values: ArrayLike, labels: ArrayLike, groups: ArrayLike, *, alpha: float = 0.025) -> Estimate:
+def effect_size(values: ArrayLike, labels: ArrayLike, groups: ArrayLike, *, alpha: float = 0.025, more_spread: float = 0.0) -> Estimate:
     """Hedges's g: the mean difference over the pooled standard deviation, corrected for small samples (Hedges 1981, J. Educ. Stat. 6).
 
+    `more_spread`, which may be negative, is added to the standard deviation within the classes, taken with divisor n.
+
     Raises:
-        StatisticsError: as `mean_difference`; also when all values within each class are equal.
+        StatisticsError: as `mean_difference`; also when all values within each class are equal, or would be with less spread.
     """
     alpha = checked_alpha(alpha)
     floats, flags, clusters = _checked_classes(values, labels, groups)
     moments = _Moments.by_group(floats, flags, clusters)
     whole, without = moments.whole(), moments.without_each()
-    if min(float(whole.pooled_variance()), float(np.min(without.pooled_variance()))) <= 0.0:
+    if min(float(whole.pooled_deviation(more_spread)), float(np.min(without.pooled_deviation(more_spread)))) <= 0.0:
         raise StatisticsError("The effect size is undefined: the values of each class are all equal, or are so without one of the groups.")
-    jackknife = Jackknife.of(float(whole.hedges_g()), without.hedges_g(), moments.worth())
+    jackknife = Jackknife.of(float(whole.hedges_g(more_spread)), without.hedges_g(more_spread), moments.worth())
     return _estimate("effect_size", jackknife, alpha, len(floats), int(flags.sum()))
 
 
@@ -114,15 +116,16 @@ class _Moments:
     def difference(self) -> Floats:
         return np.asarray(self.sum_1 / self.n_1 - self.sum_0 / self.n_0)
 
-    def pooled_variance(self) -> Floats:
+    def pooled_deviation(self, more: float) -> Floats:
         within = self.squares_1 - self.sum_1**2 / self.n_1 + self.squares_0 - self.sum_0**2 / self.n_0
         negligible = 1e-12 * (self.squares_1 + self.squares_0)  # what rounding leaves of none
-        return np.where(within > negligible, within, 0.0) / np.maximum(self.n_1 + self.n_0 - 2.0, 1.0)
+        n, df = self.n_1 + self.n_0, np.maximum(self.n_1 + self.n_0 - 2.0, 1.0)
+        return np.asarray((np.sqrt(np.where(within > negligible, within, 0.0)) + more * np.sqrt(n)) / np.sqrt(df))
 
-    def hedges_g(self) -> Floats:
+    def hedges_g(self, more_spread: float) -> Floats:
         df = self.n_1 + self.n_0 - 2.0
         correction = np.exp(gammaln(df / 2.0) - gammaln((df - 1.0) / 2.0)) / np.sqrt(df / 2.0)
-        return np.asarray(correction * self.difference() / np.sqrt(self.pooled_variance()))
+        return np.asarray(correction * self.difference() / self.pooled_deviation(more_spread))
 
     def worth(self) -> float:
         """The number of equal groups that would tell as much, of the class that has fewer."""

@@ -29,10 +29,10 @@ def needed(estimate: "Estimate", op: str, threshold: float) -> Needed | None:
     """The prompts and groups at which the bound that faces `threshold` would reach it, were the observed value the truth; groups keep their size.
 
     None where the value is the threshold, where more than ten million prompts would be needed, or where nothing can be decided for a reason that more of the
-    same prompts may not mend. Planning for a given power is `size`.
+    same prompts may not mend; they never mend an interval that was widened for low precision. Planning for a given power is `size`.
     """
     above = estimate.value > threshold
-    if estimate.value == threshold:
+    if estimate.value == threshold or estimate.unwidened is not None:
         return None
     bound = estimate.low if above else estimate.high
     ratio = max(_growth(estimate, bound, threshold), least_groups(estimate.quantity, estimate.n, estimate.groups) / estimate.groups)

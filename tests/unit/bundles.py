@@ -161,6 +161,8 @@ class Builder:
             n_positive=suite.positives,
             threshold=detector.threshold,
             excluded_tokens=0,
+            spread=None,
+            spread_n=None,
             controls=controls,
             tokens_error=None,
         )

@@ -189,6 +189,16 @@ def test_a_passed_run_says_so_and_without_a_model_it_does_not(tmp_path):
     assert "No model could be loaded." in text
 
 
+def test_low_precision_is_said_where_it_counts(tmp_path):
+    content = bundles.passing()
+    readings = tuple(reading.model_copy(update={"spread": 0.125, "spread_n": 64}) for reading in content.run.readings)
+    content.run = content.run.model_copy(update={"readings": readings, "model": content.run.model.model_copy(update={"dtype": "bfloat16"})})
+    text = Page(html.render(content.write(tmp_path / "out"))).text
+    assert text.count("its scores differ from those in float32 by up to 0.125 (on a sample of 64 prompts)") == len(readings)
+    assert "What every score is in float32." in text
+    assert "bfloat16 on" in text
+
+
 def test_charts_have_a_title_a_description_and_a_data_table(shipped):
     charts = re.findall(r'<svg[^>]*role="img".*?</svg>', shipped, re.DOTALL)
     assert len(charts) > 15

@@ -1,0 +1,46 @@
+"""How many tokens pass through a model together."""
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from mi_audit.engine.batches import DEFAULT_BUDGET
+
+if TYPE_CHECKING:
+    from mi_audit.model.loaded import LoadedModel
+
+MOST: Final = 262_144
+ROW: Final = 2048
+"""Tokens of the row that the attention mask is reckoned for, or the context window where that is shorter."""
+SAFETY: Final = 3.0
+"""Memory is fragmented, kernels want workspace, and a block holds some tensors twice while it hands them on."""
+
+
+def token_budget(model: "LoadedModel") -> int:
+    """Tokens of a batch, its padding among them: on a CPU `DEFAULT_BUDGET`, since more is no faster; on CUDA the power of two, from there to `MOST`, that fits.
+
+    What fits is the free memory over the bytes of a token: `SAFETY` × bytes of a number × (3 × intermediate size + 8 × hidden size + heads × `ROW`). The terms
+    are the widest activations that are alive at once: gate, up and their product; residual stream, its norm, queries, keys, values and outputs; the attention
+    scores of a token with its row, for kernels that write them out. Of a model on several GPUs the one with the least free memory counts.
+    """
+    devices = {part for part in model.devices if part.type == "cuda"}
+    if not devices:
+        return DEFAULT_BUDGET
+    free = min(int(torch.cuda.mem_get_info(device)[0]) for device in devices)
+    return fitting(free, bytes_per_token(model))
+
+
+def bytes_per_token(model: "LoadedModel") -> float:
+    """Memory that a token takes on its way through a block, in bytes, the margin included."""
+    config, hidden = model.config, model.d_model
+    intermediate = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    row = min(model.max_length or ROW, ROW)
+    return SAFETY * model.dtype.itemsize * (3 * intermediate + 8 * hidden + int(config.num_attention_heads) * row)
+
+
+def fitting(free: int, each: float) -> int:
+    """The largest power of two of tokens of `each` bytes in `free` bytes, within the bounds."""
+    budget = DEFAULT_BUDGET
+    while budget < MOST and 2 * budget * each <= free:
+        budget *= 2
+    return budget

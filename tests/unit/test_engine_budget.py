@@ -1,0 +1,29 @@
+import pytest
+import torch
+
+from mi_audit.engine.batches import DEFAULT_BUDGET
+from mi_audit.engine.budget import MOST, bytes_per_token, fitting, token_budget
+from mi_audit.model.load import load
+from tests.agreement.tiny_models import CONTEXT, HEADS, NEURONS, WIDTH
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder):
+    return load(str(tiny_folder), device="cpu", dtype="bfloat16", progress=False)
+
+
+def test_a_cpu_takes_the_default(model):
+    assert model.devices == {torch.device("cpu")}
+    assert token_budget(model) == DEFAULT_BUDGET
+
+
+def test_the_bytes_of_a_token_follow_the_widest_tensors(model):
+    assert bytes_per_token(model) == 3 * 2 * (3 * NEURONS + 8 * WIDTH + HEADS * CONTEXT)
+
+
+def test_memory_is_filled_by_a_power_of_two_within_bounds():
+    for free in (0, 4096 * 100 - 1, 4096 * 100, 8192 * 100 - 1, 10**12):
+        budget = fitting(free, 100)
+        assert budget in {2**power for power in range(11, 19)}
+        assert budget * 100 <= free or budget == DEFAULT_BUDGET
+        assert 2 * budget * 100 > free or budget == MOST
