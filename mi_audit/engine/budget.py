@@ -19,15 +19,18 @@ SAFETY: Final = 3.0
 def token_budget(model: "LoadedModel") -> int:
     """Tokens of a batch, its padding among them: on a CPU `DEFAULT_BUDGET`, since more is no faster; on CUDA the power of two, from there to `MOST`, that fits.
 
-    What fits is the free memory over the bytes of a token: `SAFETY` × bytes of a number × (3 × intermediate size + 8 × hidden size + heads × `ROW`). The terms
-    are the widest activations that are alive at once: gate, up and their product; residual stream, its norm, queries, keys, values and outputs; the attention
-    scores of a token with its row, for kernels that write them out. Of a model on several GPUs the one with the least free memory counts.
+    What fits is the memory that the weights leave over the bytes of a token: `SAFETY` × bytes of a number × (3 × intermediate size + 8 × hidden size + heads ×
+    `ROW`). The terms are the widest activations that are alive at once: gate, up and their product; residual stream, its norm, queries, keys, values and
+    outputs; the attention scores of a token with its row, for kernels that write them out. Of a model on several GPUs the one with the least memory counts,
+    less its share of the weights. What other programs take at the moment does not count, so that the same device always gives the same batches; where that is
+    too much after all, batches are halved as they fail.
     """
     devices = {part for part in model.devices if part.type == "cuda"}
     if not devices:
         return DEFAULT_BUDGET
-    free = min(int(torch.cuda.mem_get_info(device)[0]) for device in devices)
-    return fitting(free, bytes_per_token(model))
+    weights = model.hf.get_memory_footprint() // len(devices)
+    left = min(torch.cuda.get_device_properties(device).total_memory for device in devices) - weights
+    return fitting(left, bytes_per_token(model))
 
 
 def bytes_per_token(model: "LoadedModel") -> float:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mi_audit.engine.batches import DEFAULT_BUDGET, plan_batches
+from mi_audit.engine.batches import plan_batches
+from mi_audit.engine.budget import token_budget
 from mi_audit.engine.cache import ActivationCache, Kept
 from mi_audit.engine.passing import Work, work_through
 from mi_audit.engine.progress import Progress
@@ -70,7 +71,7 @@ def capture(
     sites: Iterable[Site],
     *,
     progress: Progress | None = None,
-    budget: int = DEFAULT_BUDGET,
+    budget: int | None = None,
     cache: ActivationCache | None = None,
 ) -> Captures:
     """Read prompts at sites with one forward pass per batch, however many the sites.
@@ -85,7 +86,7 @@ def capture(
         sites: where, one at least. An attention sink is a token whose norm, at that very hook point, stands out (`mi_audit.model.sinks`); it is left out
             of means over several tokens, and read like any other where it alone is selected.
         progress: hears of the batches.
-        budget: padded tokens in a batch, at most.
+        budget: padded tokens in a batch, at most; by default what the device's memory takes (`token_budget`).
         cache: where batches are looked up, and kept as soon as they have passed; processes that share it share the passes.
 
     Raises:
@@ -112,7 +113,7 @@ def capture(
     )
     began = perf_counter()
     with _reporting(progress, len(inputs), int(lengths.sum())):
-        for batch, results, forwarded in work_through(work, plan_batches(work.ids, model.packing, budget)):
+        for batch, results, forwarded in work_through(work, plan_batches(work.ids, model.packing, token_budget(model) if budget is None else budget)):
             members = list(batch.prompts)
             for site, result in results.items():
                 readings[site].store(members, result, site, inputs)

@@ -35,7 +35,7 @@ class Beginning:
         past = DynamicCache()
         acts: dict[At, Tensor] = {}
         called = {"input_ids": torch.tensor([prefix], device=model.device), "past_key_values": past, "use_cache": True}
-        pass_through(model, {site.at for site in sites}, called, lambda at, acts_1PD: acts.__setitem__(at, acts_1PD[0].clone()))
+        pass_through(model, {site.at for site in sites}, called, lambda at, acts_1PD: acts.__setitem__(at, acts_1PD[0].to(model.device, copy=True)))
         return cls(past, acts)
 
 
@@ -67,6 +67,7 @@ def read_batch(
     reduced: dict[Site, Reduced] = {}
 
     def hear(at: At, acts_RLD: Tensor) -> None:
+        acts_RLD = acts_RLD.to(model.device)  # from the device of its block, where the model is on several
         acts = Activations(layout, begun.acts.get(at, acts_RLD[0, :0]), acts_RLD)
         sinks_BT = acts.sinks() if any(chosen[site.tokens].pooled for site in by_place[at]) else None
         reduced.update({site: reduce(acts, chosen[site.tokens], sinks_BT) for site in by_place[at]})
