@@ -4,6 +4,7 @@ Every worker plans all audits and judges those that it is given; it lays each do
 model: it holds the workers' plans against one another, has an audit run again whose worker died, and assembles the parts at the end. Imports nothing heavy.
 """
 
+import os
 import secrets
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from mi_audit.errors import EvidenceError
 from mi_audit.evidence.outcome import NOT_RUN
 
 if TYPE_CHECKING:
+    from filelock import FileLock
+
+    from mi_audit.evidence.scratch import Scratch
     from mi_audit.evidence.shards import PartsFolder
 
 MAX_DEATHS: Final = 3
@@ -37,8 +41,13 @@ class Share:
 
     def path(self, settings: Settings) -> Path:
         """The folder of the parts, beside that of the results. The first worker that plans an audit makes it."""
-        results = settings.directory(self.started)
-        return results.parent / f".{results.name}.{self.token}.parts"
+        return self.scratch(settings).parts
+
+    def scratch(self, settings: Settings) -> "Scratch":
+        """The names beside the results that are this run's."""
+        from mi_audit.evidence.scratch import Scratch
+
+        return Scratch.of(Path(os.path.abspath(settings.directory(self.started))), self.token)
 
     def folder(self, settings: Settings) -> "PartsFolder":
         """The same folder, to write to as this worker, or to read from."""
@@ -63,6 +72,7 @@ class Controller:
     def __init__(self, config: pytest.Config, share: Share, settings: Settings) -> None:
         self._config, self._share, self._settings = config, share, settings
         self._audits: frozenset[str] | None = None
+        self._lock: FileLock | None = None
 
     def pytest_configure_node(self, node: Any) -> None:
         """Tell a worker what the run has in common."""
@@ -80,6 +90,7 @@ class Controller:
         """Stop where workers planned differently; print the plan when the first of them has it."""
         if not self._share.path(self._settings).is_dir():
             return
+        self._keep_folder()
         try:
             outline = self._share.folder(self._settings).outline()
         except EvidenceError as error:
@@ -103,6 +114,15 @@ class Controller:
         report.longrepr = (crashitem.split("::")[0], 0, f"{report.longrepr}; it is run again")
         report.user_properties.append(("mi_audit_verdict", "RERUN"))
 
+    def _keep_folder(self) -> None:
+        """Lock the parts for as long as this process lives; those of a dead one are cleared up by the next write of evidence beside them."""
+        if self._lock is not None:
+            return
+        from filelock import FileLock
+
+        self._lock = FileLock(self._share.scratch(self._settings).lock)
+        self._lock.acquire(timeout=0)
+
     def _is_audit(self, node: str) -> bool:
         return self._audits is not None and node in self._audits
 
@@ -111,3 +131,6 @@ class Controller:
         path = self._share.path(self._settings)
         if path.is_dir():
             self._share.folder(self._settings).remove()
+        if self._lock is not None:
+            self._lock.release()
+            Path(self._lock.lock_file).unlink(missing_ok=True)

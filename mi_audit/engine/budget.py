@@ -28,7 +28,7 @@ def token_budget(model: "LoadedModel") -> int:
     devices = {part for part in model.devices if part.type == "cuda"}
     if not devices:
         return DEFAULT_BUDGET
-    weights = model.hf.get_memory_footprint() // len(devices)
+    weights = sum(each.numel() * each.element_size() for each in model.hf.parameters()) // len(devices)
     left = min(torch.cuda.get_device_properties(device).total_memory for device in devices) - weights
     return fitting(left, bytes_per_token(model))
 

@@ -4,12 +4,13 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from mi_audit.errors import EvidenceError
 from mi_audit.evidence import store
-from mi_audit.evidence.scratch import scratch_beside
+from mi_audit.evidence.scratch import Scratch, scratch_beside
 from tests.unit import bundles
 
 DIES = """
@@ -45,11 +46,9 @@ def test_a_killed_writer_loses_nothing_and_leaves_nothing(tmp_path, moves):
     assert target.exists() is (moves == 0)
     assert len(list(tmp_path.iterdir())) > 1, "the killed writer must leave something, or this test shows nothing"
 
-    def fails(folder):
-        raise EvidenceError("not today")
-
-    with pytest.raises(EvidenceError, match="not today"):
-        bundles.passing().write(target, fails)
+    refused = bundles.passing()
+    with pytest.raises(EvidenceError, match="outside"):
+        replace(refused, files={**refused.files, "detectors/../outside": b""}).write(target)
     assert store.read(target) == old
     assert list(tmp_path.iterdir()) == [target]
 
@@ -66,6 +65,15 @@ def test_a_first_write_that_is_killed_is_cleared_up(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_a_run_of_several_processes_that_is_killed_is_cleared_up_by_the_next_into_that_folder(tmp_path):
+    dead = Scratch.of(tmp_path / "another", "0123456789ab")
+    dead.lock.touch()
+    dead.parts.mkdir()
+    (dead.parts / "gw0.plan.json").touch()
+    bundles.passing().write(tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_who_still_writes_is_left_alone(tmp_path):
     target = tmp_path / "out"
     with scratch_beside(target) as other:
@@ -78,7 +86,7 @@ def test_who_still_writes_is_left_alone(tmp_path):
 
 
 def test_files_of_others_are_left_alone(tmp_path):
-    names = {".out.0123456789ab.lock.txt", ".out.0123456789ab.new", ".outer.0123456789ab.lock", "0123456789ab.lock"}
+    names = {".out.0123456789ab.lock.txt", ".out.0123456789ab.new", ".out.0123456789abc.lock", "0123456789ab.lock"}
     for name in names:
         (tmp_path / name).write_text("mine")
     bundles.passing().write(tmp_path / "out")
