@@ -4,10 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from mi_audit.model.packing import ROW_TOKENS, Packing
+from mi_audit.model.packing import LONGEST_ROW, Packing
 
-DEFAULT_BUDGET: Final = 2048
-"""Tokens in a batch, with those that fill up its rows. On a CPU the speed is flat from 512 to 4096; half of that keeps the memory of a batch small too."""
+DEFAULT_BUDGET: Final = 1024
+"""Tokens in a batch, with those that fill up its rows. On a CPU more is no faster; from 2048 on an allocator may return each tensor's memory to the system."""
+
+ROW_TOKENS: Final = 128
+"""Tokens, shared ones left out, up to which a row is filled with prompts. Attention costs the square of a row."""
 
 LEAST_SHARED: Final = 8
 """Prompts that begin with the same tokens, and how many of these, before it is worth a pass of its own."""
@@ -46,7 +49,7 @@ def plan_batches(prompts: Sequence[Ids], packing: Packing, budget: int = DEFAULT
     """Cut prompts into batches of at most `budget` tokens; a longer prompt makes a batch of its own. The same prompts give the same batches.
 
     Where packing is exact, prompts that begin with the same tokens (a chat template's system prompt) share one pass over these, and what is left of them fills
-    rows of at most `ROW_TOKENS`, best fit, longest first. Prompts that don't fit, and all where packing is not exact, are sorted by length and padded.
+    rows of about `ROW_TOKENS`, best fit, longest first. Prompts that don't fit, and all where packing is not exact, are sorted by length and padded.
 
     Args:
         prompts: the token ids of each.
@@ -92,13 +95,13 @@ def _common(prompts: Sequence[Ids]) -> Ids:
 
 
 def _fill(indices: Sequence[int], prompts: Sequence[Ids], shared: int) -> list[tuple[int, ...]]:
-    """Rows of at most `ROW_TOKENS` less the shared tokens: longest first, each into the fullest row that takes it."""
-    room = ROW_TOKENS - shared
+    """Rows of at most `ROW_TOKENS`, longest first, each into the fullest row that takes it; a longer prompt has a row to itself."""
+    room = min(ROW_TOKENS, LONGEST_ROW - shared)
     by_space: list[list[list[int]]] = [[] for _ in range(room + 1)]
     for index in sorted(indices, key=lambda index: (-len(prompts[index]), index)):
         length = len(prompts[index]) - shared
-        space = next((space for space in range(length, room) if by_space[space]), room)
-        row = by_space[space].pop() if by_space[space] else []
+        space = next((space for space in range(length, room) if by_space[space]), max(room, length))
+        row = by_space[space].pop() if space < room and by_space[space] else []
         row.append(index)
         by_space[space - length].append(row)
     return [tuple(row) for rows in by_space for row in rows]

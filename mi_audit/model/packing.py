@@ -10,8 +10,8 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-ROW_TOKENS: Final = 256
-"""The longest packed row, shared tokens included. Attention costs the square of it: on a CPU 128 to 512 are equally fast."""
+LONGEST_ROW: Final = 256
+"""Tokens of the longest packed row, shared ones included; rows of this length are checked."""
 
 KNOWN_LAYERS: Final = frozenset({"full_attention", "sliding_attention"})
 _WINDOWS: Final = ("sliding_window", "window_size", "attention_chunk_size", "local_attention_window")
@@ -42,7 +42,7 @@ def longest_packable(config: Any) -> tuple[int, str]:
     if unknown := sorted(kinds - KNOWN_LAYERS):
         return 0, f"its layers of the type {unknown[0]} don't work by an attention mask"
     reach = [value for name in _WINDOWS if isinstance(value := getattr(config, name, None), int) and value > 0]
-    return min([ROW_TOKENS, *reach]), ""
+    return min([LONGEST_ROW, *reach]), ""
 
 
 def packed_mask(segments_RL: Tensor, shared: int, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mi_audit.model.hook_points import HookPoints
-from mi_audit.model.packing import ROW_TOKENS, Packing, longest_packable, packed_mask
+from mi_audit.model.packing import LONGEST_ROW, Packing, longest_packable, packed_mask
 from mi_audit.model.transformers_io import LOAD_ERRORS
 
 TOLERANCE = {torch.float32: 5e-5, torch.float16: 0.05}
@@ -54,7 +54,7 @@ def _worst_difference(points: HookPoints, layers: Sequence[int], prompts: Sequen
     positions: list[int] = []
     placed: list[tuple[int, int]] = []
     for number, tokens in cycle(enumerate(prompts)):
-        if len(prefix) + len(row) + len(tokens) > ROW_TOKENS:
+        if len(prefix) + len(row) + len(tokens) > LONGEST_ROW:
             break
         placed.append((number, len(row)))
         segments += [len(placed)] * len(tokens)

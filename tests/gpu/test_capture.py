@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from mi_audit.config import DEFAULT_MODEL
+from mi_audit.engine.batches import DEFAULT_BUDGET
 from mi_audit.engine.budget import MOST, token_budget
 from mi_audit.engine.capture import Site, capture
 from mi_audit.model.load import load
@@ -44,7 +45,7 @@ def test_the_default_model_reads_alike():
 
 def test_a_batch_fits_the_memory_that_is_free(tiny_folder, tiny_on):
     budget = token_budget(tiny_on(tiny_folder, "cuda"))
-    assert 2048 <= budget <= MOST
+    assert DEFAULT_BUDGET <= budget <= MOST
     assert budget & (budget - 1) == 0
 
 

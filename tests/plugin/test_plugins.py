@@ -107,7 +107,7 @@ def test_one_of_each_kind_takes_part_in_a_run_and_is_recorded(tmp_path, tiny_fol
     failed = command(*arguments, cwd=tmp_path, path=path)
     assert failed.returncode == 12
     assert "the model source 'shelf' of the plugin example (mi-audit-example 0.3.0) failed: KeyError: 'MODEL_SHELF'" in failed.stdout
-    without = command(*arguments, "--audit-no-plugins", cwd=tmp_path, path=path, **shelf)
+    without = command(*arguments, "--audit-format=html", "--audit-no-plugins", cwd=tmp_path, path=path, **shelf)
     assert without.returncode == 12
     assert "the suffix '.tsv' is no suite format" in without.stdout
 

@@ -21,7 +21,7 @@ def outline_of(content: bundles.Content, **more) -> Outline:
         AuditOutline(**{name: getattr(audit, name) for name in AuditHead.model_fields}, node=audit.id, faults=(), detectors=used[audit.id])
         for audit in run.audits
     ]
-    fields = {"plan": run.plan, "audits": audits, "partial": run.partial, "texts_shown": run.texts_shown, "lines": ("the plan",)}
+    fields = {"plan": run.plan, "plugins": run.plugins, "audits": audits, "partial": run.partial, "texts_shown": run.texts_shown, "lines": ("the plan",)}
     return Outline(**fields | more)
 
 

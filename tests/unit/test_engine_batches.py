@@ -4,9 +4,9 @@ import torch
 
 from mi_audit.engine.batches import plan_batches
 from mi_audit.engine.layout import Layout
-from mi_audit.model.packing import ROW_TOKENS, Packing, packed_mask
+from mi_audit.model.packing import LONGEST_ROW, Packing, packed_mask
 
-PADDED, PACKED, SHARING = Packing(reason="asked for"), Packing(ROW_TOKENS), Packing(ROW_TOKENS, shared_prefix=True)
+PADDED, PACKED, SHARING = Packing(reason="asked for"), Packing(LONGEST_ROW), Packing(LONGEST_ROW, shared_prefix=True)
 
 
 def prompts(lengths, begin=()):
@@ -20,9 +20,9 @@ def sizes(batch, ids):
 
 @pytest.mark.parametrize("packing", [PADDED, PACKED, SHARING])
 def test_every_prompt_is_in_one_batch_within_the_budget(packing):
-    ids = prompts(np.random.default_rng(0).integers(1, 90, 300), begin=tuple(range(1000, 1012))) + prompts([400, 3, 7, 300])
+    ids = prompts(np.random.default_rng(0).integers(1, 90, 300), begin=tuple(range(1000, 1012))) + prompts([400, 3, 7, 300, 200, 140])
     batches = plan_batches(ids, packing, 1024)
-    assert sorted(index for batch in batches for index in batch.prompts) == list(range(304))
+    assert sorted(index for batch in batches for index in batch.prompts) == list(range(306))
     assert max(len(batch.rows) * max(sizes(batch, ids)) for batch in batches) <= 1024
     assert batches == plan_batches(ids, packing, 1024)
     filled = sum(len(batch.rows) * max(sizes(batch, ids)) for batch in batches)
@@ -30,9 +30,9 @@ def test_every_prompt_is_in_one_batch_within_the_budget(packing):
     for batch in batches:
         assert all(ids[index][: len(batch.prefix)] == batch.prefix for index in batch.prompts)
         assert batch.packed or all(len(row) == 1 for row in batch.rows)
-        assert not batch.packed or len(batch.prefix) + max(sizes(batch, ids)) <= ROW_TOKENS
+        assert not batch.packed or len(batch.prefix) + max(sizes(batch, ids)) <= LONGEST_ROW
     assert {batch.prefix for batch in batches} == ({(), tuple(range(1000, 1012))} if packing is SHARING else {()})
-    assert {index for batch in batches if not batch.packed for index in batch.prompts} == (set(range(304)) if packing is PADDED else {300, 303})
+    assert {index for batch in batches if not batch.packed for index in batch.prompts} == (set(range(306)) if packing is PADDED else {300, 303})
 
 
 def test_a_prompt_keeps_a_token_of_its_own():
@@ -52,7 +52,7 @@ def test_a_prompt_beyond_the_budget_is_a_batch_of_its_own():
 
 def test_a_layout_knows_where_each_token_stands():
     ids = [(9, 9, 1, 2, 3), (9, 9, 4), (9, 9, 5, 6)]
-    (batch,) = plan_batches([*ids * 3], Packing(ROW_TOKENS, shared_prefix=False))
+    (batch,) = plan_batches([*ids * 3], Packing(LONGEST_ROW, shared_prefix=False))
     layout = Layout.of(batch, ids * 3, torch.device("cpu"))
     flat = layout.ids.flatten()
     for row, index in enumerate(batch.prompts):
