@@ -17,17 +17,19 @@ def load_bench(settings: Settings) -> "tuple[LoadedModel, Bench]":
 
     Raises:
         MissingDependencyError: torch or transformers is not installed.
-        ModelError: the model can't be found, trusted or loaded.
+        ModelError: the model can't be found, trusted or loaded, or the limit of the activation cache is no number.
     """
     missing = [name for name in ("torch", "transformers", "safetensors") if find_spec(name) is None]
     if missing:
         raise MissingDependencyError(f"running a model needs {', '.join(missing)}: pip install 'mi-audit[run]'")
     from mi_audit.detectors.bench import Bench
     from mi_audit.engine.cache import ActivationCache
-    from mi_audit.engine.cache_folder import activations_dir
+    from mi_audit.engine.cache_folder import activations_dir, limit_bytes
     from mi_audit.engine.progress import TerminalProgress
     from mi_audit.model.load import load
 
+    if not settings.no_cache:
+        limit_bytes()  # raises for a wrong limit before anything takes time
     model = load(settings.model, device=settings.device, dtype=settings.dtype)
     cache = None if settings.no_cache else ActivationCache.of(model, activations_dir())
     progress = TerminalProgress("reading activations")

@@ -1,15 +1,17 @@
 """`mi-audit doctor`: is this installation fit to run audits?"""
 
 import platform
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 
 import typer
 
-CORE = ("pytest", "numpy", "scipy", "statsmodels", "scikit-learn", "pyarrow", "pydantic", "jinja2")
-RUN = ("torch", "transformers", "safetensors", "gguf", "sae-lens")
+CORE = ("pytest", "numpy", "scipy", "statsmodels", "scikit-learn", "pyarrow", "pydantic", "jinja2", "filelock", "platformdirs", "pluggy", "rfc8785")
+RUN = ("torch", "transformers", "huggingface-hub", "safetensors", "gguf", "sae-lens")
 
 
 def doctor() -> None:
@@ -32,6 +34,7 @@ def _findings() -> Iterator[tuple[bool, str]]:
     yield _plugin()
     yield _third_party()
     yield from _shipped()
+    yield _cache()
     if find_spec("torch") is not None and find_spec("transformers") is not None:
         yield _device()
         yield _transformers_is_safe()
@@ -72,6 +75,23 @@ def _shipped() -> Iterator[tuple[bool, str]]:
         yield True, f"{len(shipped_audits())} shipped audit files, {len(shipped_suites())} shipped suites"
     except SuiteError as error:
         yield False, str(error)
+
+
+def _cache() -> tuple[bool, str]:
+    from mi_audit.engine.cache_folder import LIMIT, limit_bytes
+    from mi_audit.errors import ModelError
+    from mi_audit.model.cache import ENVIRONMENT, cache_dir
+
+    folder = cache_dir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            free = shutil.disk_usage(folder).free
+        return True, f"cache: {folder}, {free / 2**30:.0f} GiB free, activations at most {limit_bytes() / 2**30:g} GiB ({LIMIT})"
+    except OSError as error:
+        return False, f"the cache {folder} can't be written ({error.strerror or error}): give another folder in {ENVIRONMENT}"
+    except ModelError as error:
+        return False, str(error)
 
 
 def _device() -> tuple[bool, str]:

@@ -6,10 +6,10 @@ import typer
 
 
 def size(
-    quantity: Annotated[str, typer.Argument(help="auroc, recall, rate or accuracy")],
+    quantity: Annotated[str, typer.Argument(help="auroc, accuracy, recall, rate, mean, …; a wrong one lists them all")],
     threshold: Annotated[float, typer.Argument(help="the threshold claimed")],
     expected: Annotated[float, typer.Option(help="the value that you expect")],
-    op: Annotated[str, typer.Option(help="'>=' or '<='; by default the side that `expected` is on")] = "",
+    op: Annotated[str, typer.Option(help="one of >=, >, <=, <; by default the side that `expected` is on")] = "",
     power: Annotated[float, typer.Option(help="probability that the claim passes if you are right")] = 0.8,
     alpha: Annotated[float, typer.Option(help="one-sided probability that it wrongly passes")] = 0.025,
     per_group: Annotated[int, typer.Option(help="prompts in a group")] = 1,

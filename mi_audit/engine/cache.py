@@ -24,6 +24,7 @@ from safetensors.numpy import save as to_safetensors
 from mi_audit.engine.batches import Batch, Ids
 from mi_audit.engine.cache_folder import FACTS, limit_bytes, shrink
 from mi_audit.engine.site import Site
+from mi_audit.model.cache import ENVIRONMENT
 from mi_audit.plan.digest import Json, digest_of
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class ActivationCache:
         folder: of this model; made when something is first kept.
         facts: of what the activations depend on, for people; their digest names the folder.
         damaged: files found that were not what their name says; they are removed and their batches pass again.
-        trouble: why nothing more is kept, once the disk refused.
+        trouble: why nothing more is kept, and what to do, once the disk refused.
     """
 
     folder: Path
@@ -112,8 +113,7 @@ class ActivationCache:
                 _write(self.folder / f".{secrets.token_hex(6)}", json.dumps(dict(self.facts), indent=1, sort_keys=True).encode(), self.folder / FACTS)
             _write(scratch, content, entry / f"{hashlib.sha256(content).hexdigest()}.safetensors")
         except OSError as error:
-            self.trouble = f"{error.strerror or error} in {self.folder.parent.name}"
-            scratch.unlink(missing_ok=True)
+            self._refused(error)
 
     def bound(self) -> None:
         """Keep the cache of all models within its limit."""
@@ -143,10 +143,16 @@ class ActivationCache:
         except Timeout:
             return False
         except OSError as error:
-            self.trouble = f"{error.strerror or error} in {self.folder.parent.name}"
+            self._refused(error)
             return True
         self._locks[batch] = lock
         return True
+
+    def _refused(self, error: OSError) -> None:
+        self.trouble = (
+            f"{self.folder.parent}: {error.strerror or error}; what is read from here on is not kept, so a run that is killed starts over:"
+            f" give {ENVIRONMENT} a folder with room, or --audit-no-cache"
+        )
 
     def _files(self, batch: str) -> Iterator[Path]:
         try:

@@ -22,12 +22,15 @@ def activations_dir() -> Path:
 
 
 def limit_bytes() -> int:
-    """How many bytes they may take. Raises ModelError for a limit that is no number."""
-    text = os.environ.get(LIMIT)
+    """How many bytes they may take. Raises ModelError for a limit that is no number, or below 0."""
+    text = os.environ.get(LIMIT) or str(USUAL_LIMIT)
     try:
-        return int(float(text or USUAL_LIMIT) * 2**30)
-    except (ValueError, OverflowError) as error:
-        raise ModelError(f"{LIMIT}={text}: give the size of the activation cache in GiB, e.g. {LIMIT}=20") from error
+        most = int(float(text) * 2**30)
+    except (ValueError, OverflowError):
+        most = -1
+    if most < 0:
+        raise ModelError(f"{LIMIT}={text}: give the size of the activation cache in GiB, e.g. {LIMIT}=20; 0 keeps nothing")
+    return most
 
 
 def entries(root: Path) -> Iterator[tuple[Path, float, int]]:
@@ -42,19 +45,25 @@ def entries(root: Path) -> Iterator[tuple[Path, float, int]]:
 
 
 def shrink(root: Path, most: int) -> int:
-    """Remove the entries that were not used for longest until at most `most` bytes are left; how many bytes were removed."""
+    """Remove the entries that were not used for longest until at most `most` bytes are left, or none can be removed; how many bytes were."""
     known = sorted(entries(root), key=lambda entry: entry[1])
     excess, removed = sum(size for _, _, size in known) - most, 0
     for entry, _, size in known:
         if removed >= excess:
             break
         shutil.rmtree(entry, ignore_errors=True)
-        removed += size
+        removed += 0 if entry.exists() else size
     return removed
 
 
 def clear(root: Path) -> int:
-    """Remove every kept activation; how many bytes they took."""
-    removed = sum(size for _, _, size in entries(root))
+    """Remove every kept activation; how many bytes they took.
+
+    Raises:
+        ModelError: something can't be removed; what can be is gone.
+    """
+    known = list(entries(root))
     shutil.rmtree(root, ignore_errors=True)
-    return removed
+    if root.exists():
+        raise ModelError(f"{root} can't be removed whole; see who owns what is left in it, and whether another run is using it")
+    return sum(size for _, _, size in known)

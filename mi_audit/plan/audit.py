@@ -30,7 +30,7 @@ class AuditMark:
         return {"about": self.about, "severity": self.severity, "controls": list(self.controls), "title": self.title}
 
 
-def audit(*, about: About = "model", severity: str | None = None, controls: Iterable[str] = (), title: str | None = None) -> Callable[[_Function], _Function]:
+def audit(about: About = "model", *, severity: str | None = None, controls: Iterable[str] = (), title: str | None = None) -> Callable[[_Function], _Function]:
     """Mark a function as an audit.
 
     Args:
