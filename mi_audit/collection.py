@@ -17,29 +17,42 @@ from mi_audit.plugins import active
 
 
 def is_audit_file(path: Path) -> bool:
-    """Whether the file is named `audit_*.py` and imports mi_audit; files that are merely named so are left alone."""
+    """Whether the file is named `audit_*.py` and imports mi_audit, itself or by a module beside it; files that are merely named so are left alone."""
     if not (path.name.startswith("audit_") and path.suffix == ".py"):
         return False
     try:
         source = path.read_bytes()
     except OSError:
         return False
-    if b"mi_audit" not in source:
-        return False
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
-        return True
-    return any(_imports_mi_audit(node) for node in ast.walk(tree))
+        return b"mi_audit" in source
+    imported = {name for node in ast.walk(tree) for name in _imported(node)}
+    return "mi_audit" in imported or (_holds_audits(tree) and any(_imports_mi_audit(path.with_name(f"{name}.py")) for name in imported))
 
 
-def _imports_mi_audit(node: ast.AST) -> bool:
+def _imported(node: ast.AST) -> Iterable[str]:
+    """The top-level modules that a statement imports; `from . import x` may mean a module x."""
     match node:
         case ast.Import(names=names):
-            return any(alias.name.split(".")[0] == "mi_audit" for alias in names)
-        case ast.ImportFrom(module=str(module), level=0):
-            return module.split(".")[0] == "mi_audit"
-    return False
+            return [alias.name.split(".")[0] for alias in names]
+        case ast.ImportFrom(module=str(module)):
+            return [module.split(".")[0]]
+        case ast.ImportFrom(names=names):
+            return [alias.name for alias in names]
+    return []
+
+
+def _holds_audits(tree: ast.Module) -> bool:
+    return any(isinstance(node, ast.FunctionDef) and node.name.startswith("audit_") and _takes_model(node) for node in tree.body)
+
+
+def _imports_mi_audit(path: Path) -> bool:
+    try:
+        return any("mi_audit" in _imported(node) for node in ast.walk(ast.parse(path.read_bytes())))
+    except (OSError, SyntaxError, ValueError):
+        return False
 
 
 class AuditModule(pytest.Module):

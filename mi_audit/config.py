@@ -18,6 +18,7 @@ TEXTS: Final = ("redacted", "shown")
 USUAL_ALPHA: Final = 0.1
 """A level above it is for trying things out: such a run is PARTIAL."""
 
+_DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d{1,3})?|mps|balanced")
 _third_party_allowed: ContextVar[bool] = ContextVar("third_party_allowed", default=True)
 
 
@@ -38,7 +39,7 @@ OPTIONS: Final = (
     Option("out", "DIR", "", "where the evidence goes (default audit-results/<time>-<model>)"),
     Option("format", "FORMAT", "html", "reports beside the evidence: names of renderers (html, or a plugin's), comma-separated, or none"),
     Option("texts", "MODE", "redacted", "texts of the prompts that score highest, in evidence and report: redacted or shown (they may be harmful or secret)"),
-    Option("alpha", "ALPHA", "0.025", "one-sided probability at most with which a claim wrongly passes"),
+    Option("alpha", "ALPHA", "0.025", f"one-sided probability at most with which a claim wrongly passes; above {USUAL_ALPHA:g} the run is PARTIAL"),
     Option("seed", "SEED", "0", "seed of every random step"),
     Option("limit", "N", "", "read at most N prompts of each suite, for trying things out; such a run is PARTIAL"),
 )
@@ -67,6 +68,8 @@ class Settings:
             PlanError: a value is out of range; the message names the option.
             PluginError: a plugin can't be used.
         """
+        if not _DEVICE.fullmatch(values["device"]):
+            raise PlanError(f"--audit-device {values['device']}: give auto, cpu, cuda, cuda:1, mps or balanced")
         if values["dtype"] not in DTYPES:
             raise PlanError(f"--audit-dtype {values['dtype']}: known are {', '.join(DTYPES)}")
         if values["texts"] not in TEXTS:

@@ -36,17 +36,18 @@ class Finished:
     lines: tuple[Line, ...]
 
 
-def finish(parts: Parts, settings: Settings, started: datetime, *, broken: Sequence[str] = (), unwritten: str | None = None) -> Finished:
+def finish(parts: Parts, settings: Settings, directory: Path, started: datetime, *, broken: Sequence[str] = (), unwritten: str | None = None) -> Finished:
     """Assemble the parts of a run, and write the evidence and the report beside it.
 
     Args:
         parts: what the processes of the run left.
         settings: of the run.
+        directory: where the evidence goes.
         started: when it started.
         broken: audit files that could not be collected.
         unwritten: why a process could not leave its parts; there is then no evidence.
     """
-    directory, lines = settings.directory(started), list[Line]()
+    lines = list[Line]()
     try:
         outline = parts.outline()
         if unwritten is not None or outline is None:
@@ -59,6 +60,7 @@ def finish(parts: Parts, settings: Settings, started: datetime, *, broken: Seque
     except EvidenceError as error:
         return Finished(EVIDENCE_FAILED, (*lines, ("red", f"EVIDENCE NOT WRITTEN: {error}"), *earlier_evidence(directory)))
     lines.extend([("", f"evidence: {directory}"), *(("", f"report:   {path}") for path in reports)])
+    lines.extend(("yellow", f"activation cache: {trouble}") for trouble in whole.troubles)
     troubled = (reading for reading in whole.run.readings if reading.tokens_error is not None)
     lines.extend(("", f"no token scores of {reading.detector} on {reading.suite}: {reading.tokens_error}") for reading in troubled)
     return Finished(whole.run.exit_code, tuple(lines))

@@ -1,5 +1,6 @@
 """What pytest collected, as audits to plan."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -17,6 +18,21 @@ def is_audit(item: pytest.Item) -> bool:
     from mi_audit.collection import AuditModule
 
     return isinstance(item.parent, AuditModule)
+
+
+def holds_audits(folder: Path) -> bool:
+    """Whether it is a folder with audit files in it."""
+    if not folder.is_dir():
+        return False
+    from mi_audit.collection import is_audit_file
+
+    return any(is_audit_file(path) for path in folder.rglob("audit_*.py"))
+
+
+def properties(report: pytest.TestReport) -> dict[str, str]:
+    """What we noted in a report; other projects' plugins may note there what they like."""
+    noted = (entry for entry in report.user_properties if isinstance(entry, tuple | list) and len(entry) == 2)
+    return {name: str(value) for name, value in noted if isinstance(name, str) and name.startswith("mi_audit_")}
 
 
 def uses_our_model(item: pytest.Function) -> bool:

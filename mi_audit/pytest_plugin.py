@@ -14,9 +14,9 @@ import pytest
 
 from mi_audit.config import OPTIONS, Settings, third_party
 from mi_audit.distribution import MAX_DEATHS, Controller, share_of
-from mi_audit.errors import EvidenceError, InconclusiveError, MiAuditError
+from mi_audit.errors import EvidenceError, InconclusiveError, MiAuditError, PluginError
 from mi_audit.evidence.outcome import FAILED, INCONCLUSIVE, NOT_RUN, PARTIAL, PASSED
-from mi_audit.items import is_audit, partial_reasons, plan_item, uses_our_model
+from mi_audit.items import holds_audits, is_audit, partial_reasons, plan_item, properties, uses_our_model
 
 if TYPE_CHECKING:
     from mi_audit.auditor import Auditor
@@ -41,9 +41,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """`--audit-…` on the command line, `audit_…` in the ini file."""
     group = parser.getgroup("mi-audit", "audits of a language model's internals (mi-audit)")
     for option in OPTIONS:
-        group.addoption(f"--audit-{option.name}", metavar=option.metavar, default=None, help=option.help)
+        default = f" (default {option.default})" if option.default else ""
+        group.addoption(f"--audit-{option.name}", metavar=option.metavar, default=None, help=option.help + default)
         parser.addini(f"audit_{option.name}", f"{option.help} (as --audit-{option.name})", type="string", default=option.default)
     group.addoption("--audit-no-cache", action="store_true", help="pass every prompt through the model, also those whose activations are on disk")
+    parser.addini("audit_no_cache", "pass every prompt through the model (as --audit-no-cache)", type="bool", default=False)
     group.addoption("--audit-no-plugins", action="store_true", help="leave out the plugins of other distributions (mi-audit plugins lists them)")
     parser.addini("audit_no_plugins", "leave out the plugins of other distributions (as --audit-no-plugins)", type="bool", default=False)
     group.addoption("--audit-plan", action="store_true", help="print the plan of the audits and stop; no model is loaded")
@@ -59,7 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[_run] = run = AuditRun(config)
     config.pluginmanager.register(run, "mi_audit_run")
     if run.share is not None and not run.share.worker:
-        config.pluginmanager.register(Controller(config, run.share, run.settings), "mi_audit_controller")
+        config.pluginmanager.register(Controller(config, run.share), "mi_audit_controller")
 
 
 @pytest.fixture(scope="session")
@@ -98,13 +100,14 @@ class AuditRun:
     """
 
     def __init__(self, config: pytest.Config) -> None:
-        self.share = share_of(config)
         self._config = config
+        self.share = share_of(config, lambda: self.settings)
         self._started = self.share.started if self.share is not None else datetime.now(UTC)
         self._session: Session | None = None
         self._recorder: Recorder | None = None
         self._broken: list[str] = []
         self._unwritten: str | None = None
+        self._judged = False
         self._collected = 0
         self._deselected = 0
         self._closing: tuple[Line, ...] = ()
@@ -114,8 +117,9 @@ class AuditRun:
         """What options and ini keys say."""
         values = {option.name: self._config.getoption(f"audit_{option.name}") for option in OPTIONS}
         given = {name: value if value is not None else self._config.getini(f"audit_{name}") for name, value in values.items()}
+        _refuse_unknown_keys(self._config)
         try:
-            return Settings.of(given, no_cache=self._config.option.audit_no_cache)
+            return Settings.of(given, no_cache=self._config.option.audit_no_cache or self._config.getini("audit_no_cache"))
         except MiAuditError as error:
             raise pytest.UsageError(str(error)) from error
 
@@ -128,18 +132,23 @@ class AuditRun:
             self._session = Session(self.settings)
         return self._session
 
+    @property
+    def results(self) -> Path:
+        """Where the evidence goes."""
+        return self.share.results if self.share is not None else self.settings.directory(self._started)
+
     @cached_property
     def parts(self) -> "Parts":
         """Where the parts of the run meet."""
         if self.share is not None:
-            return self.share.folder(self.settings)
+            return self.share.folder
         from mi_audit.evidence.parts import GatheredParts
 
         return GatheredParts()
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Note audit files that could not be collected: nothing can be said of them."""
-        if not report.passed and Path(report.nodeid).name.startswith("audit_"):
+        if not report.passed and (Path(report.nodeid).name.startswith("audit_") or holds_audits(self._config.rootpath / report.nodeid)):
             self._broken.append(report.nodeid)
 
     def pytest_itemcollected(self, item: pytest.Item) -> None:
@@ -147,8 +156,10 @@ class AuditRun:
         self._collected += is_audit(item)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note that the process that judged an audit, perhaps a worker, could not leave its part."""
-        self._unwritten = self._unwritten or next((str(value) for name, value in report.user_properties if name == _UNWRITTEN), None)
+        """Note that an audit ran, perhaps in a worker, and whether its process could not leave its part."""
+        told = properties(report)
+        self._judged |= _VERDICT in told
+        self._unwritten = self._unwritten or told.get(_UNWRITTEN)
 
     def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
         """Count audits left out by -k, -m and the like."""
@@ -173,6 +184,7 @@ class AuditRun:
         dropped = self._collected - self._deselected - len(audits)
         if (not audits and dropped <= 0) or (self._config.option.collectonly and not self._config.option.audit_plan):
             return
+        from mi_audit.evidence.store import check_target
         from mi_audit.recording import Recorder, outline_of
 
         plan = self.session.fix_plan([plan_item(item) for item in audits])
@@ -183,8 +195,9 @@ class AuditRun:
             reasons.append(f"{dropped} collected audits were dropped before the run")
         self._recorder = Recorder(self.session, plan)
         try:
-            self.parts.fix_plan(outline_of(self.session, plan, [item.nodeid for item in audits], reasons))
-        except EvidenceError as error:
+            check_target(self.results)
+            self.parts.fix_plan(outline_of(self.session, plan, [item.nodeid for item in audits], reasons, tuple(self._broken)))
+        except (EvidenceError, PluginError) as error:
             self._unwritten = str(error)
 
     def pytest_report_collectionfinish(self) -> list[str]:
@@ -273,6 +286,8 @@ class AuditRun:
 
     def pytest_assertrepr_compare(self, op: str, left: object, right: object) -> list[str] | None:
         """A failing claim explains itself."""
+        if self._recorder is None:
+            return None
         from mi_audit.plan.measurements import ClaimSpec, EstimateSpec, is_op
         from mi_audit.stats.estimate import Estimate
 
@@ -287,7 +302,7 @@ class AuditRun:
         """INCONCLUSIVE and a death of a worker have their own letters, words and colours; an ERROR shows once, at teardown."""
         if not isinstance(report, pytest.TestReport) or report.when != "call":
             return None
-        match dict(report.user_properties).get(_VERDICT):
+        match properties(report).get(_VERDICT):
             case "INCONCLUSIVE" if report.skipped:
                 return "inconclusive", "I", ("INCONCLUSIVE", {"yellow": True})
             case "RERUN":
@@ -315,7 +330,7 @@ class AuditRun:
         elif self._broken or self._has_plan():
             from mi_audit.finishing import earlier_evidence
 
-            self._closing = tuple(earlier_evidence(self.settings.directory(self._started)))
+            self._closing = tuple(earlier_evidence(self.results))
             session.exitstatus = NOT_RUN if self._broken else exitstatus
 
     def _finished(self, session: pytest.Session, exitstatus: int) -> "Finished | None":
@@ -326,12 +341,12 @@ class AuditRun:
             return None
         from mi_audit.finishing import finish
 
-        return finish(self.parts, self.settings, self._started, broken=tuple(dict.fromkeys(self._broken)), unwritten=self._unwritten)
+        return finish(self.parts, self.settings, self.results, self._started, broken=tuple(dict.fromkeys(self._broken)), unwritten=self._unwritten)
 
     def _has_plan(self) -> bool:
         """Whether audits were planned, here or in a worker."""
         if self.share is not None:
-            return self.share.path(self.settings).is_dir()
+            return self._judged or self._unwritten is not None or self.share.scratch.parts.is_dir()
         return self._recorder is not None
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
@@ -341,6 +356,14 @@ class AuditRun:
         terminalreporter.section("mi-audit")
         for colour, line in self._closing:
             terminalreporter.write_line(line, **({colour: True} if colour else {}))
+
+
+def _refuse_unknown_keys(config: pytest.Config) -> None:
+    """A misspelt key would leave a setting of the gate at its default; pytest only warns of it."""
+    known = sorted(["audit_no_cache", "audit_no_plugins", *(f"audit_{option.name}" for option in OPTIONS)])
+    for key in config.inicfg:
+        if key.startswith("audit_") and key not in known:
+            raise pytest.UsageError(f"{config.inipath}: there is no setting {key}; known are {', '.join(known)}")
 
 
 class AuditError(MiAuditError):

@@ -2,9 +2,13 @@
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pydantic import ValidationError
+
+from mi_audit.errors import EvidenceError
 from mi_audit.evidence import records as r
 from mi_audit.evidence import store
 from mi_audit.evidence.parts import AuditOutline, Outline, Part, PartRecord
@@ -28,12 +32,30 @@ if TYPE_CHECKING:
     from mi_audit.session import Session
 
 
-def outline_of(run: "Session", plan: Plan, nodes: Sequence[str], partial: Sequence[str]) -> Outline:
-    """The plan as far as the evidence needs it; `nodes` are pytest's names of its audits, `partial` the reasons for which the run can't gate."""
+def outline_of(run: "Session", plan: Plan, nodes: Sequence[str], partial: Sequence[str], broken: Sequence[str]) -> Outline:
+    """The plan as far as the evidence needs it.
+
+    Args:
+        run: this process's share of the run.
+        plan: what was planned.
+        nodes: pytest's names of its audits.
+        partial: the reasons for which the run can't gate.
+        broken: audit files, or folders of such, that could not be collected.
+
+    Raises:
+        EvidenceError: a text of it can't be evidence.
+        PluginError: a plugin can't be digested.
+    """
+    with _fit_for_evidence("the plan"):
+        return _outline_of(run, plan, nodes, partial, broken)
+
+
+def _outline_of(run: "Session", plan: Plan, nodes: Sequence[str], partial: Sequence[str], broken: Sequence[str]) -> Outline:
     return Outline(
         plan=r.PlanRecord(digest=plan.digest, alpha=plan.alpha, seed=plan.seed, limit=plan.limit, audits=len(plan.audits), claims=sum(1 for _ in plan.claims)),
         audits=tuple(_outline(audit, node) for audit, node in zip(plan.audits, nodes, strict=True)),
         partial=tuple(partial),
+        broken=tuple(broken),
         plugins=tuple(_plugins(active())),
         texts_shown=run.settings.texts == "shown",
         lines=tuple(lines_of(plan)),
@@ -57,6 +79,10 @@ class Recorder:
         Raises:
             EvidenceError: a number or a text of it can't be evidence.
         """
+        with _fit_for_evidence(result.audit.id):
+            return self._part(place, result)
+
+    def _part(self, place: int, result: AuditResult) -> Part:
         model, bench = self._run.model, self._run.bench
         samples, tokens = SampleTable(), TokenTable(texts_shown=self._run.settings.texts == "shown")
         files: dict[str, bytes] = {}
@@ -85,6 +111,7 @@ class Recorder:
             readings=tuple(readings),
             seconds=self._seconds(),
             cache=self._cache(),
+            cache_trouble=scrubbed(bench.cache.trouble) if bench is not None and bench.cache is not None and bench.cache.trouble else None,
         )
         return Part(record, samples, tokens, files)
 
@@ -108,6 +135,16 @@ class Recorder:
         return {kind: count - before.get(kind, 0) for kind, count in self._cache_told.items()}
 
 
+@contextmanager
+def _fit_for_evidence(what: str) -> Iterator[None]:
+    """Records refuse what evidence can't hold; say of what it was."""
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise EvidenceError(f"{what} can't be evidence: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
 def _estimates_used(result: AuditResult) -> list[EstimateSpec]:
     specs = (decided.claim.estimate.spec for decided in result.claims)
     return list(dict.fromkeys(spec for spec in specs if isinstance(spec, EstimateSpec)))
@@ -116,7 +153,7 @@ def _estimates_used(result: AuditResult) -> list[EstimateSpec]:
 def _model(model: "LoadedModel") -> r.ModelRecord:
     identity, check = model.identity, model.self_check
     return r.ModelRecord(
-        ref=identity.ref if identity.source in ("shipped", "hub") else Path(identity.ref).name,
+        ref=identity.ref if identity.source in ("shipped", "hub") else Path(identity.ref).name or Path(identity.ref).resolve().name or "model",
         root=identity.root,
         architecture=identity.architecture,
         parameters=identity.parameters,
@@ -161,7 +198,7 @@ def _suite(suite: Suite) -> r.SuiteRecord:
 def _detector(spec: DetectorSpec, bench: "Bench", curve: "Curve | None", files: dict[str, bytes]) -> r.DetectorRecord:
     fitted = bench.detector(spec)
     content = fitted.to_bytes()
-    name = f"{store.DETECTORS}/{spec.name}.safetensors"
+    name = f"{store.DETECTORS}/{spec.name}-{spec.digest[:8]}.safetensors"  # detectors of unplanned audits may share a name
     files[name] = content
     return r.DetectorRecord(
         name=spec.name,

@@ -1,6 +1,5 @@
 """`mi-audit suites`: check a suite's file; list the shipped ones."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +9,7 @@ app = typer.Typer(help="Prompt suites.", no_args_is_help=True)
 
 @app.command("check")
 def check_file(
-    file: Annotated[Path, typer.Argument(help="a file (JSONL, CSV, Parquet, JSON, or a plugin's format), or the name of a shipped suite")],
+    file: Annotated[str, typer.Argument(help="a file (JSONL, CSV, Parquet, JSON, or a plugin's format), or the name of a shipped suite")],
     positive: Annotated[str | None, typer.Option(help="the label of the positive class")] = None,
 ) -> None:
     """Read a suite and report every error with its line, and what would weaken claims that rest on it. Exits 1 on an error."""

@@ -38,7 +38,7 @@ _Kind = TypeVar("_Kind", bound=Record)
 
 @dataclass(frozen=True, eq=False)
 class Assembled:
-    """The whole of a run; seconds per phase and cache hits are summed over processes."""
+    """The whole of a run; seconds per phase and counts of the cache are summed over processes, `troubles` says why one kept nothing more there."""
 
     run: RunRecord
     samples: SampleTable
@@ -46,6 +46,7 @@ class Assembled:
     files: Mapping[str, bytes]
     seconds: Mapping[str, float]
     cache: Mapping[str, int]
+    troubles: tuple[str, ...]
 
 
 def assemble(outline: Outline, parts: Iterable[Part], broken: Sequence[str] = ()) -> Assembled:
@@ -69,6 +70,7 @@ def assemble(outline: Outline, parts: Iterable[Part], broken: Sequence[str] = ()
     claims = [_held_to_instruments(claim, outline, audits, made) for claim in made]
     decided = {claim.id: claim.verdict for claim in claims}
     audits = [_judged_again(audit, decided) for audit in audits]
+    broken = tuple(dict.fromkeys((*outline.broken, *broken)))
     verdict = Verdict.ERROR if broken else Verdict.worst([audit.verdict for audit in audits])
     partial = (*outline.partial, *(f"{path} could not be collected" for path in broken))
     readings = _found(gathered.readings, (claim.reading for claim in claims))
@@ -93,7 +95,7 @@ def assemble(outline: Outline, parts: Iterable[Part], broken: Sequence[str] = ()
         texts_shown=outline.texts_shown,
     )
     files = {detector.file: gathered.files[detector.file] for detector in detectors if detector.file}
-    return Assembled(run, samples, tokens, files, gathered.seconds, gathered.cache)
+    return Assembled(run, samples, tokens, files, gathered.seconds, gathered.cache, tuple(sorted(gathered.troubles)))
 
 
 @dataclass
@@ -110,6 +112,7 @@ class _Gathered:
     files: dict[str, bytes] = field(default_factory=dict)
     seconds: Counter[str] = field(default_factory=Counter)
     cache: Counter[str] = field(default_factory=Counter)
+    troubles: set[str] = field(default_factory=set)
     model: ModelRecord | None = None
 
     def take(self, part: Part) -> None:
@@ -127,6 +130,8 @@ class _Gathered:
         self.files.update(part.files)
         self.seconds.update(record.seconds)
         self.cache.update(record.cache)
+        if record.cache_trouble is not None:
+            self.troubles.add(record.cache_trouble)
 
     def _take_reading(self, reading: ReadingRecord, samples: pa.Table, tokens: pa.Table | None) -> None:
         """A reading, without the trouble that one process had with its tokens and another had not: they only illustrate it."""

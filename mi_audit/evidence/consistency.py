@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
+from mi_audit.config import USUAL_ALPHA
 from mi_audit.errors import EvidenceError
 from mi_audit.evidence.outcome import exit_code
-from mi_audit.evidence.records import SCHEMA_VERSION, AuditRecord, ClaimRecord, DetectorRecord, RunRecord
+from mi_audit.evidence.records import SCHEMA_VERSION, AuditRecord, ClaimRecord, DetectorRecord, ReadingRecord, RunRecord
 from mi_audit.stats.claim import DISCRIMINATING
 from mi_audit.stats.verdict import Verdict
 
@@ -34,6 +35,9 @@ def _problems(run: RunRecord) -> Iterator[str]:
     yield from _instruments(run)
     for audit in run.audits:
         yield from _audit(audit, claims)
+    decided = next((claim for claim in run.claims if claim.verdict in (Verdict.PASS, Verdict.FAIL)), None)
+    if run.model is None and decided is not None:
+        yield f"claim {decided.id} is {decided.verdict}, but no model was loaded"
     if Verdict.worst([audit.verdict for audit in run.audits]).severity > run.verdict.severity:
         yield f"the overall verdict is {run.verdict}, better than the worst audit"
     expected = exit_code([audit.verdict for audit in run.audits], run.verdict, run.partial)
@@ -47,6 +51,8 @@ def _references(run: RunRecord) -> Iterator[str]:
     yield from _twice("audit", (audit.id for audit in run.audits))
     yield from _twice("claim", (claim.id for claim in run.claims))
     yield from _twice("reading", (reading.id for reading in run.readings))
+    yield from _twice("detector", (detector.digest for detector in run.detectors))
+    yield from _twice("suite", (suite.digest for suite in run.suites))
     detectors = {detector.digest for detector in run.detectors}
     suites = {suite.digest for suite in run.suites}
     readings = {reading.id: reading for reading in run.readings}
@@ -59,13 +65,19 @@ def _references(run: RunRecord) -> Iterator[str]:
         read = readings.get(claim.reading)
         if read is None:
             yield f"claim {claim.id} rests on the reading {claim.reading}, which is not recorded"
-        elif (read.detector_digest, read.suite_digest) != (claim.detector_digest, claim.suite_digest):
+        elif _subject(read) != _subject(claim):
             yield f"claim {claim.id} names another detector or suite than its reading"
+        elif claim.n is not None and claim.n > read.n:
+            yield f"claim {claim.id} counts {claim.n} prompts, its reading {read.n}"
     made = [(claim.id, claim.audit) for claim in run.claims]
     listed = [(claim, audit.id) for audit in run.audits for claim in audit.claims]
     if sorted(made) != sorted(listed):
         odd = min(set(made) ^ set(listed), default=("", ""))
         yield f"claim {odd[0]} of {odd[1]} is recorded without being listed by its audit, or listed without being recorded"
+
+
+def _subject(record: ReadingRecord | ClaimRecord) -> tuple[str, str, str, str]:
+    return record.detector, record.detector_digest, record.suite, record.suite_digest
 
 
 def _curve(detector: DetectorRecord) -> Iterator[str]:
@@ -159,6 +171,9 @@ def _read_by(run: RunRecord) -> set[str]:
 def _audit(audit: AuditRecord, claims: dict[str, ClaimRecord]) -> Iterator[str]:
     if audit.error is not None and audit.verdict is not Verdict.ERROR:
         yield f"audit {audit.id} is {audit.verdict}, but it could not run: {audit.error}"
+    for claim in audit.claims:
+        if claim in claims and claims[claim].about != audit.about:
+            yield f"claim {claim} is about the {claims[claim].about}, its audit {audit.id} about the {audit.about}"
     of_claims = Verdict.worst([claims[claim].verdict for claim in audit.claims if claim in claims])
     if of_claims.severity > audit.verdict.severity:
         yield f"audit {audit.id} is {audit.verdict}, better than the worst of its claims ({of_claims})"
@@ -171,6 +186,8 @@ def _completeness(run: RunRecord) -> Iterator[str]:
         yield f"{run.plan.audits} audits were planned and {len(run.audits)} are recorded, in a run that is not called partial"
     if any(audit.unplanned for audit in run.audits):
         yield "an audit was not planned, in a run that is not called partial"
+    if run.plan.alpha > USUAL_ALPHA:
+        yield f"claims were decided at alpha {run.plan.alpha:g}, in a run that is not called partial"
     if run.plan.limit is not None:
         yield "the suites were cut short by a limit, in a run that is not called partial"
     if len(run.claims) != run.plan.claims and not any(audit.verdict is Verdict.ERROR for audit in run.audits):

@@ -49,6 +49,8 @@ class Outline(Record):
     """Every audit, in the order of the plan."""
     partial: tuple[Text, ...]
     """Why the run can't gate, as far as known when it was planned."""
+    broken: tuple[Text, ...]
+    """Audit files, or folders of such, that could not be collected."""
     plugins: tuple[PluginRecord, ...]
     """Third-party plugins that were active."""
     texts_shown: Flag
@@ -77,7 +79,9 @@ class PartRecord(Record):
     seconds: dict[Name, Number]
     """Seconds per phase since the part before."""
     cache: dict[Name, Count]
-    """Cache hits by kind since the part before."""
+    """Prompts that passed through the model, and that were found in the cache, since the part before."""
+    cache_trouble: Text | None
+    """Why the process keeps nothing more in the cache."""
 
 
 @dataclass(frozen=True, eq=False)

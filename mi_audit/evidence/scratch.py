@@ -67,9 +67,9 @@ def _recover(folder: Path) -> None:
             try:
                 with FileLock(left.lock, timeout=0):
                     _clear(left, target)
-            except Timeout:
+                left.lock.unlink(missing_ok=True)
+            except (OSError, Timeout):  # it is in use, or not ours to touch
                 continue
-            left.lock.unlink(missing_ok=True)
 
 
 def _clear(scratch: Scratch, target: Path) -> None:

@@ -166,10 +166,30 @@ def _flush(scratch: Path) -> None:
             os.close(handle)
 
 
-def _make_parents(directory: Path) -> None:
+def check_target(directory: Path) -> None:
+    """See early whether a bundle could be written to `directory`, as far as can be told without writing.
+
+    Raises:
+        EvidenceError: it could not.
+    """
+    directory = Path(os.path.abspath(directory))
+    with _failures_named(directory):
+        nearest = _nearest(directory)
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise EvidenceError(f"{nearest} can't be written; choose another place for the evidence")
+        _check_target(directory)
+
+
+def _nearest(directory: Path) -> Path:
+    """The nearest folder above that is there. Raises EvidenceError for what is no folder."""
     nearest = next(path for path in directory.parents if os.path.lexists(path))
     if not nearest.is_dir():
         raise EvidenceError(f"{nearest} is not a folder, so {directory} can't be made in it; choose another place for the evidence")
+    return nearest
+
+
+def _make_parents(directory: Path) -> None:
+    _nearest(directory)
     directory.parent.mkdir(parents=True, exist_ok=True)
 
 
