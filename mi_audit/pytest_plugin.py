@@ -360,9 +360,9 @@ class AuditRun:
 
 def _refuse_unknown_keys(config: pytest.Config) -> None:
     """A misspelt key would leave a setting of the gate at its default; pytest only warns of it."""
-    known = sorted(["audit_no_cache", "audit_no_plugins", *(f"audit_{option.name}" for option in OPTIONS)])
-    for key in config.inicfg:
-        if key.startswith("audit_") and key not in known:
+    for key in sorted(config._get_unknown_ini_keys()):
+        if key.startswith("audit_"):
+            known = sorted(["audit_no_cache", "audit_no_plugins", *(f"audit_{option.name}" for option in OPTIONS)])
             raise pytest.UsageError(f"{config.inipath}: there is no setting {key}; known are {', '.join(known)}")
 
 

@@ -83,9 +83,43 @@ def test_the_plan_digest_changes_with_whatever_is_decided(pytester, tmp_path):
     assert len({first, *digests.values()}) == 1 + len(digests), digests
 
 
+def test_an_audit_file_is_one_too_if_it_has_mi_audit_from_a_module_beside_it(pytester):
+    pytester.makepyfile(
+        common="import mi_audit as mi\nfrom mi_audit import suite\n", audit_toy=TOY.replace("import mi_audit as mi", "from common import mi") + AUDIT
+    )
+    pytester.syspathinsert()
+    listed = pytester.runpytest_inprocess("--co", "-q").stdout.lines
+    assert "audit_toy.py::audit_reads" in listed
+
+
+@pytest.mark.parametrize("trouble", ["pytest.importorskip('no_such_module')", "import no_such_module"])
+def test_a_folder_of_audits_that_can_not_be_collected_leaves_no_pass(pytester, tiny_folder, trouble):
+    pytester.makepyfile(audit_toy=TOY + AUDIT)
+    below = pytester.mkdir("below")
+    (below / "audit_below.py").write_text(TOY + AUDIT)
+    (below / "conftest.py").write_text(f"import pytest\n{trouble}\n")
+    done = run(pytester, tiny_folder, "--continue-on-collection-errors")
+    assert done.result.ret == 12
+    assert done.bundle.run.verdict == "ERROR"
+    assert done.bundle.run.partial == ("below could not be collected",)
+
+
+def test_a_misspelt_setting_is_an_error(pytester, tiny_folder):
+    pytester.makepyfile(audit_toy=TOY + AUDIT)
+    pytester.makeini("[pytest]\naudit_alfa = 0.01\n")
+    done = pytester.runpytest_inprocess(f"--audit-model={tiny_folder}")
+    assert done.ret == 4
+    (done.stderr if done.stderr.lines else done.stdout).fnmatch_lines(["*there is no setting audit_alfa; known are audit_alpha, *"])
+
+
 def test_a_bad_option_is_one_clear_message(pytester, tiny_folder):
     pytester.makepyfile(audit_toy=TOY + AUDIT)
-    for option, message in (("--audit-alpha=2", "--audit-alpha 2"), ("--audit-limit=0", "--audit-limit 0"), ("--audit-format=pdf", "--audit-format pdf")):
+    for option, message in (
+        ("--audit-alpha=2", "--audit-alpha 2"),
+        ("--audit-limit=0", "--audit-limit 0"),
+        ("--audit-format=pdf", "--audit-format pdf"),
+        ("--audit-device=cdua", "--audit-device cdua"),
+    ):
         done = pytester.runpytest_inprocess(option)
         assert done.ret != 0
         (done.stderr if done.stderr.lines else done.stdout).fnmatch_lines([f"*{message}*"])

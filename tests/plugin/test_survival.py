@@ -41,7 +41,7 @@ def refused(done, reason):
     """The run ended with exit code 11 and one message that names the folder and says why; no file of it is there."""
     assert done.result.ret == 11
     (line,) = [line for line in done.result.stdout.lines if "EVIDENCE NOT WRITTEN" in line]
-    assert str(done.folder) in line and reason in line
+    assert str(done.folder.parent) in line and reason in line
     done.result.stdout.no_fnmatch_line("*Traceback*")
     return True
 
@@ -69,13 +69,13 @@ def in_a_read_only_folder(path):
     if os.geteuid() == 0:
         pytest.skip("root writes where it likes")
     (path / "fixed").mkdir(mode=0o500)
-    return path / "fixed" / "evidence", "Permission denied"
+    return path / "fixed" / "evidence", "can't be written"
 
 
 def in_a_folder_of_the_kernel(path):
     if sys.platform != "linux":
         pytest.skip("no such folder")
-    return Path("/proc/self/evidence"), "No such file or directory"
+    return Path("/proc/self/evidence"), "can't be written"
 
 
 @pytest.mark.parametrize("place", [below_a_file, in_a_read_only_folder, in_a_folder_of_the_kernel])
@@ -84,3 +84,24 @@ def test_a_results_folder_that_can_not_be_written_is_exit_11(pytester, tiny_fold
     out, reason = place(pytester.path)
     assert refused(run(pytester, tiny_folder, out=out), reason)
     assert not out.exists()
+
+
+def test_what_can_not_be_written_is_told_before_the_model_loads(pytester):
+    pytester.makepyfile(audit_toy=TOY + AUDIT)
+    out, reason = below_a_file(pytester.path)
+    done = run(pytester, pytester.path / "no-such-model", out=out)
+    assert refused(done, reason)
+    done.result.stdout.no_fnmatch_line("*no-such-model*")
+
+
+def test_a_cache_that_can_not_be_written_is_told(pytester, tiny_folder, monkeypatch):
+    pytester.makepyfile(audit_toy=TOY + AUDIT)
+    (pytester.path / "file").touch()
+    monkeypatch.setenv("MI_AUDIT_CACHE", str(pytester.path / "file" / "cache"))
+    done = run(pytester, tiny_folder)
+    assert done.result.ret == 0
+    done.result.stdout.fnmatch_lines(["activation cache: *Not a directory*MI_AUDIT_CACHE*"])
+    monkeypatch.setenv("MI_AUDIT_CACHE_GIB", "-5")
+    done = run(pytester, tiny_folder)
+    assert done.result.ret == 12
+    assert "MI_AUDIT_CACHE_GIB=-5" in done.error("audit_reads")

@@ -59,6 +59,13 @@ def audit_raises(model):
 """
 
 
+READS = """
+@mi.audit(about="instrument")
+def audit_reads(model):
+    assert model.read(probe, toy["test"]).auroc() >= 0.5
+"""
+
+
 def workers(pytester: pytest.Pytester, model: Path, *arguments: str) -> Run:
     folder = pytester.path / "evidence"
     result = pytester.runpytest_subprocess(f"--audit-model={model}", f"--audit-out={folder}", "--audit-format=none", "--audit-no-cache", *arguments)
@@ -120,6 +127,26 @@ def test_an_audit_that_always_kills_its_worker_is_an_error_and_harms_no_other(py
     }
     assert done.error("audit_dies") == "3 workers died while they ran this audit"
     assert not [path for path in done.folder.parent.iterdir() if path.name.endswith(".parts")]
+
+
+def test_a_death_among_several_files_ends_with_the_whole(pytester, tiny_folder):
+    """pytest-xdist itself waits for ever for the replacement of a worker that had finished a file."""
+    reads = TOY + READS
+    dies = AUDITS[AUDITS.index("import os") : AUDITS.index("other = ")] + "bodies = 0\nDEATHS = 'once'\n"
+    body = AUDITS[AUDITS.index('@mi.audit(about="instrument")\ndef audit_dies') : AUDITS.index('@mi.audit(about="instrument")\ndef audit_undecided')]
+    pytester.makepyfile(audit_1=reads, audit_2=reads, audit_3=TOY + dies + body)
+    done = workers(pytester, tiny_folder, "-n1", "--dist=loadfile")
+    assert done.result.ret == 0
+    assert [str(audit.verdict) for audit in done.bundle.run.audits] == ["PASS"] * 3
+    done.result.stdout.fnmatch_lines(["*1 rerun*"])
+
+
+def test_a_results_folder_that_can_not_be_written_is_exit_11(pytester, tiny_folder):
+    pytester.makepyfile(audit_toy=TOY + READS)
+    (pytester.path / "taken").touch()
+    result = pytester.runpytest_subprocess(f"--audit-model={tiny_folder}", f"--audit-out={pytester.path / 'taken' / 'evidence'}", "-n2")
+    assert result.ret == 11
+    result.stdout.fnmatch_lines(["EVIDENCE NOT WRITTEN: *taken is not a folder*"])
 
 
 def test_what_stops_a_run_early_leaves_it_partial(pytester, tiny_folder):

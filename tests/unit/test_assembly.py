@@ -21,7 +21,15 @@ def outline_of(content: bundles.Content, **more) -> Outline:
         AuditOutline(**{name: getattr(audit, name) for name in AuditHead.model_fields}, node=audit.id, faults=(), detectors=used[audit.id])
         for audit in run.audits
     ]
-    fields = {"plan": run.plan, "plugins": run.plugins, "audits": audits, "partial": run.partial, "texts_shown": run.texts_shown, "lines": ("the plan",)}
+    fields = {
+        "plan": run.plan,
+        "plugins": run.plugins,
+        "audits": audits,
+        "partial": run.partial,
+        "broken": (),
+        "texts_shown": run.texts_shown,
+        "lines": ("the plan",),
+    }
     return Outline(**fields | more)
 
 
@@ -43,6 +51,7 @@ def parts_of(content: bundles.Content) -> list[Part]:
             readings=readings,
             seconds={"forward passes": 1.5},
             cache={"prompts found": 2},
+            cache_trouble="full" if place else None,
         )
         samples, tokens = SampleTable(), TokenTable(texts_shown=run.texts_shown)
         for reading in readings:
@@ -75,6 +84,7 @@ def test_parts_make_the_whole_in_the_order_of_the_plan(tmp_path):
     assert [by_id[reading.id] for reading in expected.readings] == list(expected.readings)
     assert whole.seconds == {"forward passes": 1.5 * len(content.run.audits)}
     assert whole.cache == {"prompts found": 2 * len(content.run.audits)}
+    assert whole.troubles == ("full",)
 
 
 def test_the_folder_of_many_processes_gives_the_bytes_of_one(tmp_path):
