@@ -14,6 +14,7 @@ launches, so the floor is judged on a CPU only.
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from statistics import median
 
 import numpy as np
 
@@ -62,20 +63,20 @@ def one_layer(given: Options, model: LoadedModel, work: Workload) -> list[Ratio]
     for name, make in PEERS.items():
         read = make(model, [layer])
         variants |= {f"{name}, {how}": partial(_by_batches, read, batching) for how, batching in BATCHINGS.items()}
-    speeds = [peak(model, layer)]
-    timed = _time(variants, work, given.repeats)
-    speeds.append(peak(model, layer))
-    floor = flops(model, layer, work.lengths) / max(speeds)
-    print(f"floor: {floor:.2f} s, {flops(model, layer, work.lengths) / 1e12:.2f} TFLOP at {max(speeds) / 1e12:.3f} TFLOP/s of torch.mm")
+    speeds: list[float] = []
+    timed = _time(variants, work, given.repeats, lambda: speeds.append(peak(model, layer)))
+    speed = median(speeds)
+    floor = flops(model, layer, work.lengths) / speed
+    print(f"floor: {floor:.2f} s, {flops(model, layer, work.lengths) / 1e12:.2f} TFLOP at {speed / 1e12:.3f} TFLOP/s of torch.mm, measured in every round")
     differences = _differences(timed, reference(model, work, [layer]))
     _table(f"resid_post at layer {layer}, last token", timed, differences, len(work), floor)
-    speed = not given.quick
+    judged = not given.quick
     ratios = [
-        Ratio(f"{name}, {how} ÷ ours", timed[f"{name}, {how}"].median / timed[OURS].median, at_least=LEAST[how] if speed else None)
+        Ratio(f"{name}, {how} ÷ ours", timed[f"{name}, {how}"].median / timed[OURS].median, at_least=LEAST[how] if judged else None)
         for name in PEERS
         for how in BATCHINGS
     ]
-    most = MOST_OVER_FLOOR.get(model.identity.dtype) if speed and model.device.type == "cpu" else None
+    most = MOST_OVER_FLOOR.get(model.identity.dtype) if judged and model.device.type == "cpu" else None
     ratios.append(Ratio("ours ÷ floor", timed[OURS].median / floor, at_most=most))
     return [*ratios, _agreement("one layer", model, differences)]
 
@@ -103,10 +104,10 @@ def _by_batches(read: Callable, batching: Batching, work: Workload) -> Floats:
     return read_all(read, work, batching(work))
 
 
-def _time(variants: dict[str, Variant], work: Workload, repeats: int) -> dict[str, Timed[Floats]]:
+def _time(variants: dict[str, Variant], work: Workload, repeats: int, before: Callable[[], object] = lambda: None) -> dict[str, Timed[Floats]]:
     for run in variants.values():
         run(work.head(WARM_UP))
-    return alternate({name: partial(run, work) for name, run in variants.items()}, repeats)
+    return alternate({name: partial(run, work) for name, run in variants.items()}, repeats, before)
 
 
 def _differences(timed: dict[str, Timed[Floats]], expected: Floats) -> dict[str, float]:

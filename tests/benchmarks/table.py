@@ -47,11 +47,12 @@ class Ratio:
         return f"≥ {self.at_least:g}" if self.at_least is not None else f"≤ {self.at_most:g}"
 
 
-def alternate(variants: Mapping[str, Callable[[], T]], repeats: int) -> dict[str, Timed[T]]:
-    """Run the variants in turn, `repeats` times round, so that what slows the machine slows them all."""
+def alternate(variants: Mapping[str, Callable[[], T]], repeats: int, before: Callable[[], object] = lambda: None) -> dict[str, Timed[T]]:
+    """Run the variants in turn, `repeats` times round, so that what slows the machine slows them all; `before` each round something that is not timed."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     results: dict[str, T] = {}
     for _ in range(repeats):
+        before()
         for name, run in variants.items():
             began = perf_counter()
             result = run()
