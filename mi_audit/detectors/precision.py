@@ -25,7 +25,7 @@ from mi_audit.stats.spread import Spread
 if TYPE_CHECKING:
     from mi_audit.model.loaded import LoadedModel
 
-SAMPLE: Final = 64
+SAMPLE: Final = 512
 """Prompts of each reading, or all where there are fewer."""
 
 
@@ -88,7 +88,7 @@ class Precision:
         for sample in samples:
             try:
                 store.fetch([sample.request])
-                self._found[sample.scored.reading.spec] = Spread(self._model.identity.dtype, sample.difference(store), len(sample.rows))
+                self._found[sample.scored.reading.spec] = Spread(self._model.identity.dtype, sample.difference(store), len(sample.rows), len(sample.scored.reading.values))
             except MiAuditError as error:
                 self._found[sample.scored.reading.spec] = error
 

@@ -221,6 +221,7 @@ def _set(kind, index, **values):
         (lambda run: run["claims"][2].update(reading=bundles.sha("none")), "not recorded"),
         (lambda run: run["model"].update(dtype="bfloat16"), "scores in bfloat16 that were not compared with float32"),
         (_set("readings", 0, spread=0.1), "a spread of 0.1 on a sample of None"),
+        (_set("readings", 0, spread=0.1, spread_n=10**6), "prompts, and a spread on a sample of 1000000"),
         (lambda run: run["claims"][2].update(n=301), "claims.parquet is not that of the records"),
         (lambda run: run["tables"]["samples.parquet"].update(rows=3), "samples.parquet is not the table"),
         (lambda run: run["detectors"][0].update(file="detectors/../evidence.json"), "can't be part"),
