@@ -152,12 +152,15 @@ def test_the_interval_of_a_sampled_spread_holds_that_of_scores_of_which_some_dif
         spread = Spread("bfloat16", 0.1, 50, data.n)
         others = spread.others(ALPHA)
         wide = data.widened_on(quantity, spread)
-        assert 0 < others < data.n / 4 and 0 <= wide.low and wide.high <= 1
+        assert 0 < others < data.n / 4 and wide.low >= 0 and wide.high <= 1
         sign = np.ones(data.n) if quantity == "rate" else np.where(data.labels, 1.0, -1.0)
         classes = [sign > 0, sign < 0, np.ones(data.n, dtype=bool)]
         for way in (-1, 1):
             for rows in (np.flatnonzero(flags) for flags in classes if flags.any()):
-                for chosen in (rows[np.argsort(way * sign[rows] * data.values[rows])[:others]], data.random.choice(rows, min(others, len(rows)), replace=False)):
+                for chosen in (
+                    rows[np.argsort(way * sign[rows] * data.values[rows])[:others]],
+                    data.random.choice(rows, min(others, len(rows)), replace=False),
+                ):
                     exact = data.values + 0.1 * (1 - 1e-12) * way * sign
                     exact[chosen] = 100 * way * sign[chosen]
                     other = data.estimate(quantity, exact)
