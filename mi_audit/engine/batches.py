@@ -49,7 +49,8 @@ def plan_batches(prompts: Sequence[Ids], packing: Packing, budget: int = DEFAULT
     """Cut prompts into batches of at most `budget` tokens; a longer prompt makes a batch of its own. The same prompts give the same batches.
 
     Where packing is exact, prompts that begin with the same tokens (a chat template's system prompt) share one pass over these, and what is left of them fills
-    rows of about `ROW_TOKENS`, best fit, longest first. Prompts that don't fit, and all where packing is not exact, are sorted by length and padded.
+    rows of about `ROW_TOKENS`, best fit, longest first. Prompts that don't fit, and all where packing is not exact, are sorted by length and padded; those
+    beyond a length of `packing.apart` have batches of their own.
 
     Args:
         prompts: the token ids of each.
@@ -66,7 +67,10 @@ def plan_batches(prompts: Sequence[Ids], packing: Packing, budget: int = DEFAULT
         raise ValueError(f"a batch holds at least one token, not {budget}")
     packable = [index for index, ids in enumerate(prompts) if len(ids) <= packing.longest]
     taken = set(packable)
-    batches = [Batch(rows, packed=False) for rows in _cut([(index,) for index in range(len(prompts)) if index not in taken], prompts, 0, budget)]
+    padded: dict[int, list[tuple[int, ...]]] = {}
+    for index in (index for index in range(len(prompts)) if index not in taken):
+        padded.setdefault(sum(len(prompts[index]) > length for length in packing.apart), []).append((index,))
+    batches = [Batch(rows, packed=False) for kind in sorted(padded) for rows in _cut(padded[kind], prompts, 0, budget)]
     for prefix, members in _sharing(packable, prompts) if packing.shared_prefix else [((), packable)]:
         batches += [Batch(rows, True, prefix) for rows in _cut(_fill(members, prompts, len(prefix)), prompts, len(prefix), budget)]
     return batches

@@ -14,7 +14,7 @@ OVERRIDE: Final = "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE"
 def use_full_precision() -> None:
     """Make matrix products, and convolutions on a GPU, compute on float32 in full from here on, for all of the process.
 
-    By the settings that every supported torch has. They are written and never read: reading raises where another library mixed them with newer ones.
+    Settings are written and never read: reading raises where older ones and newer ones, which say it for each kind of operation, were mixed.
 
     Raises:
         ModelError: the environment forbids it.
@@ -25,3 +25,6 @@ def use_full_precision() -> None:
         )
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
+    for operation in ("conv", "rnn"):  # a newer torch: else they follow what was said for all backends
+        if (settings := getattr(torch.backends.cudnn, operation, None)) is not None:
+            settings.fp32_precision = "ieee"

@@ -15,6 +15,13 @@ SITE = Site(At("resid_post", layer=3), Tokens("last"))
 PROMPTS = [Prompt(f"p{number}", text=f"{number} of the words") for number in range(40)]
 
 
+@pytest.fixture(autouse=True)
+def settings_of_its_own():
+    yield
+    torch.backends.fp32_precision = "none"
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+
+
 def coarse():
     torch.set_float32_matmul_precision("medium")
     torch.backends.cudnn.allow_tf32 = True
@@ -25,6 +32,7 @@ def mixed():
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     torch.backends.mkldnn.matmul.fp32_precision = "bf16"
     torch.backends.cudnn.conv.fp32_precision = "tf32"
+    torch.backends.fp32_precision = "tf32"
 
 
 @pytest.mark.parametrize("tell", [coarse, mixed])
@@ -38,6 +46,7 @@ def test_float32_is_computed_in_full_whatever_torch_was_told(tiny_folder, tell):
     np.testing.assert_array_equal(again, vectors)
     assert torch.get_float32_matmul_precision() == "highest"
     assert not torch.backends.cuda.matmul.allow_tf32 and not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cudnn.rnn.fp32_precision == "ieee"
 
 
 def test_an_environment_that_takes_digits_off_float32_is_refused(tiny_folder, monkeypatch):
