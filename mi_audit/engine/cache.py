@@ -1,7 +1,8 @@
 """Reduced activations on disk: what passed through a model once need not pass again, in this run, after a crash, or in another process.
 
 An entry is a batch: exactly these tokens, in exactly these rows, on this model, device kind and software. So what is read back is, bit for bit, what the pass
-would give again. Under an entry lie files that are named by the SHA-256 of their bytes; each holds some sites of the batch. Files appear whole or not at all.
+would give again; save for a batch that memory was too short for: it passes in halves and is kept under the key of the whole, whose numbers it gives up to
+rounding. Under an entry lie files that are named by the SHA-256 of their bytes; each holds some sites of the batch. Files appear whole or not at all.
 """
 
 import hashlib

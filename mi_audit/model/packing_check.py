@@ -95,7 +95,7 @@ def _difference(points: HookPoints, layers: Sequence[int], prompts: Sequence[Ten
             past = DynamicCache()
             points.decoder.base(input_ids=prefix[None], past_key_values=past, use_cache=True)
             called["past_key_values"] = DynamicCache([(keys, values) for keys, values, *_ in past])
-        together = _after_blocks(points, layers, called)[:, 0].split(lengths, dim=1)
+        together = _after_blocks(points, layers, called)[:, 0].split_with_sizes(lengths, dim=1)
     except LOAD_ERRORS as error:
         return f"the model refuses it ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
     distinct = {id(tokens): tokens for tokens in prompts}

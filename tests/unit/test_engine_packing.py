@@ -1,6 +1,8 @@
 """Packed rows and shared beginnings against each prompt alone, by the plain road: transformers' own hidden states."""
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 
 from mi_audit.engine.batches import plan_batches
 from mi_audit.engine.capture import Site, capture
+from mi_audit.engine.forward import Beginning
 from mi_audit.engine.tokens import encode
 from mi_audit.errors import PromptError
 from mi_audit.model import packing, packing_check
@@ -100,6 +103,41 @@ def test_memory_that_is_short_takes_less_at_a_time(tmp_path):
     halved = capture(model, texts(30, BEGIN), [site]).vectors(site)
     np.testing.assert_allclose(halved, plain, rtol=1e-4, atol=1e-6)
     assert sum(size > 300 for size in sizes) <= 2
+
+
+def test_a_batch_that_memory_is_too_short_for_halves_those_that_are_as_large_and_no_others(tmp_path):
+    """Sizes count tokens: the forty short prompts after it take half of them and pass whole."""
+    model, site = widened(tmp_path, "llama"), Site(At("resid_post", layer=1), LAST)
+    object.__setattr__(model, "packing", Packing(reason="asked for"))
+    sizes = []
+
+    def refuse(module, args):
+        sizes.append(tuple(args[0].shape))
+        if args[0].numel() > 300:
+            raise torch.OutOfMemoryError
+
+    model.base.get_input_embeddings().register_forward_pre_hook(refuse)
+    prompts = [Prompt(f"long{n}", text=f"{n:099d}") for n in range(8)] + [Prompt(f"short{n}", text=f"{n:04d}") for n in range(40)]
+    capture(model, prompts, [site], budget=400)
+    assert sizes == [(4, 100), *[(2, 100)] * 4, (40, 5)]
+
+
+def test_a_shared_beginning_is_let_go_with_its_last_batch(tmp_path, monkeypatch):
+    """Two beginnings, more than a batch of each: each passes once, and never are the keys and values of both there."""
+    model, site = widened(tmp_path, "llama"), Site(At("resid_post", layer=1), LAST)
+    begun, alive = [], []
+
+    def noted(model, prefix, sites):
+        gc.collect()
+        alive.append(sum(each() is not None for each in begun))
+        beginning = made(model, prefix, sites)
+        begun.append(weakref.ref(beginning))
+        return beginning
+
+    made = Beginning.of
+    monkeypatch.setattr(Beginning, "of", noted)
+    capture(model, texts(30, BEGIN) + texts(30, BEGIN[::-1]), [site], budget=128)
+    assert alive[:2] == [0, 0] and len(alive) <= 3
 
 
 def test_rows_beyond_the_original_window_do_not_change_the_others(tmp_path):
