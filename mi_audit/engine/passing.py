@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -36,6 +37,11 @@ class Work:
     def keys(self, batch: Batch) -> dict[Site, str]:
         """The cache's keys of every site, for this batch."""
         return {site: site_key(site, self._positions_of(batch)[site.tokens]) for site in self.sites}
+
+    @cached_property
+    def widths(self) -> dict[Site, int]:
+        """How many numbers an activation has at every site."""
+        return {site: self.model.hook_points.resolve(site.at.point, site.at.layer).width for site in self.sites}
 
     def read(self, batch: Batch, sites: tuple[Site, ...]) -> dict[Site, Kept]:
         """Pass a batch through the model.
@@ -97,7 +103,7 @@ def work_through(work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, 
     waiting: list[Batch] = []
     for batch in batches:
         key = batch_key(batch, work.ids)
-        found = cache.read(key, work.keys(batch), len(batch.prompts))
+        found = cache.read(key, work.keys(batch), len(batch.prompts), work.widths)
         if len(found) == len(work.sites):
             yield batch, found, False
         elif cache.try_lock(key):
@@ -114,7 +120,7 @@ def _complete(work: Work, cache: ActivationCache, batch: Batch, key: str) -> tup
     """Read what the cache lacks of a batch that this process has locked, and keep it."""
     try:
         keys = work.keys(batch)
-        found = cache.read(key, keys, len(batch.prompts))
+        found = cache.read(key, keys, len(batch.prompts), work.widths)
         lacking = tuple(site for site in work.sites if site not in found)
         if lacking:
             fresh = work.read(batch, lacking)
