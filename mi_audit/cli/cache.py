@@ -35,11 +35,21 @@ def clear_all() -> None:
 
 
 def _named(folder: Path) -> str:
-    """What the folder's file says of the model; the folder's own name where it says nothing readable."""
+    """What the folder's file says of the model, as text of one line that does nothing to a terminal; the folder's own name where it says nothing readable."""
+    from mi_audit.reporting.text import visible
+
+    return " ".join(visible(_said(folder) or folder.name).split())
+
+
+def _said(folder: Path) -> str | None:
     from mi_audit.engine.cache_folder import FACTS
 
+    file = folder / FACTS
     try:
-        facts = json.loads((folder / FACTS).read_bytes()[:65_536])
+        if not file.is_file():
+            return None
+        with file.open("rb") as stream:
+            facts = json.loads(stream.read(65_536))
         return f"{str(facts['ref'])[:60]!r}, root {str(facts['root'])[:12]}, {str(facts['dtype'])[:12]} on {str(facts['device'])[:60]}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return folder.name
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None

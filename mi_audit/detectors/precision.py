@@ -25,7 +25,7 @@ from mi_audit.stats.spread import Spread
 if TYPE_CHECKING:
     from mi_audit.model.loaded import LoadedModel
 
-SAMPLE: Final = 64
+SAMPLE: Final = 512
 """Prompts of each reading, or all where there are fewer."""
 
 
@@ -86,11 +86,12 @@ class Precision:
         with as_one(self._progress, store.missing(requests)) as progress, suppress(MiAuditError):  # found again below, by the reading that it concerns
             store.fetch(requests, progress=progress)
         for sample in samples:
+            reading = sample.scored.reading
             try:
                 store.fetch([sample.request])
-                self._found[sample.scored.reading.spec] = Spread(self._model.identity.dtype, sample.difference(store), len(sample.rows))
+                self._found[reading.spec] = Spread(self._model.identity.dtype, sample.difference(store), len(sample.rows), len(reading.values))
             except MiAuditError as error:
-                self._found[sample.scored.reading.spec] = error
+                self._found[reading.spec] = error
 
 
 @dataclass(frozen=True, eq=False)

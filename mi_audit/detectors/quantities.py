@@ -73,10 +73,10 @@ def estimate_of(spec: EstimateSpec, reading: ReadingData, alpha: float, spread: 
     labels, groups = reading.labels, reading.groups
     pairs = reading.pairs(spec.pairs) if spec.pairs else None
 
-    def again(values: Floats, more_spread: float) -> Estimate:
-        return measure(spec.quantity, values, reading.threshold, labels, groups, pairs, alpha, more_spread)
+    def again(values: Floats, more_spread: float, level: float) -> Estimate:
+        return measure(spec.quantity, values, reading.threshold, labels, groups, pairs, level, more_spread)
 
-    plain = again(reading.values, 0.0)
+    plain = again(reading.values, 0.0, alpha)
     estimate = plain if spread is None else widened(plain, again, reading.values, labels, spread)
     of = f"{spec.reading.detector.name} on {reading.suite.name}"
     return replace(estimate, of=of, spec=spec, controls=controls_of(spec, plain, reading, alpha))

@@ -7,7 +7,8 @@ from typing import Final
 from mi_audit.model.packing import LONGEST_ROW, Packing
 
 DEFAULT_BUDGET: Final = 1024
-"""Tokens in a batch, with those that fill up its rows. On a CPU more is no faster; from 2048 on an allocator may return each tensor's memory to the system."""
+"""Tokens in a batch, with those that fill up its rows and, in each row, the shared ones. On a CPU more is no faster; from 2048 on an allocator may return each
+tensor's memory to the system."""
 
 ROW_TOKENS: Final = 128
 """Tokens, shared ones left out, up to which a row is filled with prompts. Attention costs the square of a row."""
@@ -40,6 +41,11 @@ class Batch:
         half = len(rows) // 2
         return Batch(rows[:half], self.packed, self.prefix), Batch(rows[half:], self.packed, self.prefix)
 
+    def tokens(self, prompts: Sequence[Ids]) -> int:
+        """What it takes of a budget: rows × (shared tokens + longest row)."""
+        shared = len(self.prefix)
+        return len(self.rows) * (shared + max(sum(len(prompts[index]) - shared for index in row) for row in self.rows))
+
     def alone(self) -> "tuple[Batch, ...]":
         """Every prompt in a batch of its own, from its first token on."""
         return tuple(Batch(((index,),), packed=False) for index in self.prompts)
@@ -49,12 +55,13 @@ def plan_batches(prompts: Sequence[Ids], packing: Packing, budget: int = DEFAULT
     """Cut prompts into batches of at most `budget` tokens; a longer prompt makes a batch of its own. The same prompts give the same batches.
 
     Where packing is exact, prompts that begin with the same tokens (a chat template's system prompt) share one pass over these, and what is left of them fills
-    rows of about `ROW_TOKENS`, best fit, longest first. Prompts that don't fit, and all where packing is not exact, are sorted by length and padded.
+    rows of about `ROW_TOKENS`, best fit, longest first. Prompts that don't fit, and all where packing is not exact, are sorted by length and padded; those
+    beyond a length of `packing.apart` have batches of their own.
 
     Args:
         prompts: the token ids of each.
         packing: what is exact on this model.
-        budget: rows × longest row of a batch, at most.
+        budget: rows × (shared tokens + longest row) of a batch, at most; each row has its own copies of the keys and values of the shared tokens.
 
     Returns:
         The batches; every index into `prompts` occurs once.
@@ -66,7 +73,10 @@ def plan_batches(prompts: Sequence[Ids], packing: Packing, budget: int = DEFAULT
         raise ValueError(f"a batch holds at least one token, not {budget}")
     packable = [index for index, ids in enumerate(prompts) if len(ids) <= packing.longest]
     taken = set(packable)
-    batches = [Batch(rows, packed=False) for rows in _cut([(index,) for index in range(len(prompts)) if index not in taken], prompts, 0, budget)]
+    padded: dict[int, list[tuple[int, ...]]] = {}
+    for index in (index for index in range(len(prompts)) if index not in taken):
+        padded.setdefault(sum(len(prompts[index]) > length for length in packing.apart), []).append((index,))
+    batches = [Batch(rows, packed=False) for kind in sorted(padded) for rows in _cut(padded[kind], prompts, 0, budget)]
     for prefix, members in _sharing(packable, prompts) if packing.shared_prefix else [((), packable)]:
         batches += [Batch(rows, True, prefix) for rows in _cut(_fill(members, prompts, len(prefix)), prompts, len(prefix), budget)]
     return batches
@@ -115,7 +125,7 @@ def _cut(rows: list[tuple[int, ...]], prompts: Sequence[Ids], shared: int, budge
     for row in sorted(rows, key=lambda row: (-used[row], row)):
         if left == 0:
             batches.append([])
-            left = max(1, budget // used[row])
+            left = max(1, budget // (shared + used[row]))
         batches[-1].append(row)
         left -= 1
     return [tuple(batch) for batch in batches]

@@ -1,6 +1,7 @@
 """How many tokens pass through a model together."""
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
@@ -20,10 +21,11 @@ def token_budget(model: "LoadedModel") -> int:
     """Tokens of a batch, its padding among them: on a CPU `DEFAULT_BUDGET`, since more is no faster; on CUDA the power of two, from there to `MOST`, that fits.
 
     What fits is the memory that the weights leave over the bytes of a token: `SAFETY` × bytes of a number × (3 × intermediate size + 8 × hidden size + heads ×
-    `ROW`). The terms are the widest activations that are alive at once: gate, up and their product; residual stream, its norm, queries, keys, values and
-    outputs; the attention scores of a token with its row, for kernels that write them out. Of a model on several GPUs the one with the least memory counts,
-    less its share of the weights. What other programs take at the moment does not count, so that the same device always gives the same batches; where that is
-    too much after all, batches are halved as they fail.
+    `ROW` + 2 × layers × key-value heads × their width). The terms are the widest activations that are alive at once: gate, up and their product; residual
+    stream, its norm, queries, keys, values and outputs; the attention scores of a token with its row, for kernels that write them out; the keys and values
+    that stay of every layer where beginnings are shared. Of a model on several GPUs the one with the least memory counts, less its share of the weights. What
+    other programs take at the moment does not count, so that the same device always gives the same batches; where that is too much after all, batches are
+    halved as they fail.
     """
     devices = {part for part in model.devices if part.type == "cuda"}
     if not devices:
@@ -36,9 +38,16 @@ def token_budget(model: "LoadedModel") -> int:
 def bytes_per_token(model: "LoadedModel") -> float:
     """Memory that a token takes on its way through a block, in bytes, the margin included."""
     config, hidden = model.config, model.d_model
-    intermediate = int(getattr(config, "intermediate_size", None) or 4 * hidden)
+    heads = _largest(config, "num_attention_heads", 1)
+    kept = 2 * model.n_layers * _largest(config, "num_key_value_heads", heads) * _largest(config, "head_dim", hidden // heads)
     row = min(model.max_length or ROW, ROW)
-    return SAFETY * model.dtype.itemsize * (3 * intermediate + 8 * hidden + int(config.num_attention_heads) * row)
+    return SAFETY * model.dtype.itemsize * (3 * _largest(config, "intermediate_size", 4 * hidden) + 8 * hidden + heads * row + kept)
+
+
+def _largest(config: Any, name: str, otherwise: int) -> int:
+    """A number of the configuration, the largest where it has one for each layer; `otherwise` where it has none."""
+    given = getattr(config, name, None) or otherwise
+    return int(max(given) if isinstance(given, Sequence) else given)
 
 
 def fitting(free: int, each: float) -> int:

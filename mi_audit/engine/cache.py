@@ -1,14 +1,17 @@
 """Reduced activations on disk: what passed through a model once need not pass again, in this run, after a crash, or in another process.
 
 An entry is a batch: exactly these tokens, in exactly these rows, on this model, device kind and software. So what is read back is, bit for bit, what the pass
-would give again. Under an entry lie files that are named by the SHA-256 of their bytes; each holds some sites of the batch. Files appear whole or not at all.
+would give again; save for a batch that memory was too short for: it passes in halves and is kept under the key of the whole, whose numbers it gives up to
+rounding. Under an entry lie files that are named by the SHA-256 of their bytes; each holds some sites of the batch. Files appear whole or not at all.
 """
 
 import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +33,7 @@ from mi_audit.plan.digest import Json, digest_of
 if TYPE_CHECKING:
     from mi_audit.model.loaded import LoadedModel
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Counts changes of how activations are computed or stored."""
 
 MAX_FILE: Final = 2**31
@@ -55,19 +58,22 @@ class ActivationCache:
     Attributes:
         folder: of this model; made when something is first kept.
         facts: of what the activations depend on, for people; their digest names the folder.
-        damaged: files found that were not what their name says; they are removed and their batches pass again.
+        damaged: files found that were not what their name says; they are removed where the disk lets it, and their batches pass again.
         trouble: why nothing more is kept, and what to do, once the disk refused.
     """
 
     folder: Path
     facts: Mapping[str, Json]
-    damaged: int = 0
+    damaged: set[Path] = field(default_factory=set)
     trouble: str | None = None
     _locks: dict[str, FileLock] = field(default_factory=dict)
 
     @classmethod
     def of(cls, model: "LoadedModel", root: Path) -> "ActivationCache":
-        """The model's part of the cache at `root`: for these weights, this software, kind of device and way of batching, and no other."""
+        """The model's part of the cache at `root`: for these weights, this software, kind of device and way of batching, and no other.
+
+        Of a model on several devices it is for their indices too: where its parts are decides which of them compute what.
+        """
         identity = model.identity
         device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else f"{model.device.type} {torch.backends.cpu.get_cpu_capability()}"
         facts: dict[str, Json] = {
@@ -79,12 +85,14 @@ class ActivationCache:
             "batching": str(model.packing),
             "versions": dict(identity.versions),
         }
+        if model.placement.balanced:
+            facts["placement"] = identity.device
         return cls(root / digest_of(facts)[:32], {**facts, "ref": Path(identity.ref).name})
 
-    def read(self, batch: str, sites: Mapping[Site, str], rows: int) -> dict[Site, Kept]:
-        """What is known of a batch at the sites, given by their keys; B must be `rows`."""
+    def read(self, batch: str, sites: Mapping[Site, str], rows: int, widths: Mapping[Site, int]) -> dict[Site, Kept]:
+        """What is known of a batch at the sites, given by their keys; B must be `rows`, and the vectors as wide as `widths` says."""
         tensors = self.tensors(batch)
-        found = ((site, _kept([tensors.get(f"{key}/{column}") for column in _COLUMNS], rows)) for site, key in sites.items())
+        found = ((site, _kept([tensors.get(f"{key}/{column}") for column in _COLUMNS], (rows, widths[site]))) for site, key in sites.items())
         return {site: kept for site, kept in found if kept is not None}
 
     def keep(self, batch: str, sites: Mapping[Site, str], results: Mapping[Site, Kept]) -> None:
@@ -108,7 +116,7 @@ class ActivationCache:
         entry = self.folder / batch
         scratch = entry / f".{secrets.token_hex(6)}"
         try:
-            entry.mkdir(parents=True, exist_ok=True)
+            self._make(entry)
             if not (self.folder / FACTS).is_file():
                 _write(self.folder / f".{secrets.token_hex(6)}", json.dumps(dict(self.facts), indent=1, sort_keys=True).encode(), self.folder / FACTS)
             _write(scratch, content, entry / f"{hashlib.sha256(content).hexdigest()}.safetensors")
@@ -138,19 +146,24 @@ class ActivationCache:
             return True
         lock = FileLock(self.folder / ".locks" / batch)
         try:
-            (self.folder / ".locks").mkdir(parents=True, exist_ok=True)
+            self._make(self.folder / ".locks")
             lock.acquire(timeout=timeout)
         except Timeout:
             return False
-        except OSError as error:
+        except (OSError, NotImplementedError) as error:  # a file system without locks has its own name for it
             self._refused(error)
             return True
         self._locks[batch] = lock
         return True
 
-    def _refused(self, error: OSError) -> None:
+    def _make(self, folder: Path) -> None:
+        """Make a folder below the root of the cache; the root, which activations of any prompt lie in, is for its owner alone."""
+        self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def _refused(self, error: OSError | NotImplementedError) -> None:
         self.trouble = (
-            f"{self.folder.parent}: {error.strerror or error}; what is read from here on is not kept, so a run that is killed starts over:"
+            f"{self.folder.parent}: {getattr(error, 'strerror', None) or error}; what is read from here on is not kept, so a run that is killed starts over:"
             f" give {ENVIRONMENT} a folder with room, or --audit-no-cache"
         )
 
@@ -162,20 +175,20 @@ class ActivationCache:
         yield from (self.folder / batch / name for name in names if name.endswith(".safetensors") and not name.startswith("."))
 
     def _tensors(self, path: Path) -> dict[str, NDArray[Any]]:
-        """The tensors of a file that is what its name says; else none, and the file is gone."""
+        """The tensors of a file that is what its name says; else none, and the file is gone where the disk lets it go."""
         try:
-            if path.is_symlink() or path.stat().st_size > MAX_FILE:
+            found = path.lstat()
+            if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_FILE:
                 return {}
             content = path.read_bytes()
         except OSError:
             return {}
         if hashlib.sha256(content).hexdigest() == path.stem:
-            try:
+            with suppress(SafetensorError, KeyError):  # the latter: a dtype that NumPy has no name for
                 return dict(from_safetensors(content))
-            except SafetensorError:
-                pass
-        self.damaged += 1
-        path.unlink(missing_ok=True)
+        self.damaged.add(path)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
         return {}
 
     def _touch(self, batch: str) -> None:
@@ -186,15 +199,15 @@ class ActivationCache:
             return
 
 
-def _kept(columns: Sequence[NDArray[Any] | None], rows: int) -> Kept | None:
-    """The columns as results of so many prompts; None if they are not."""
+def _kept(columns: Sequence[NDArray[Any] | None], shape: tuple[int, int]) -> Kept | None:
+    """The columns as results of so many prompts of such a width; None if they are not."""
     given = [column for column in columns if column is not None]
     if len(given) != len(_COLUMNS):
         return None
     vectors, *numbers = given
-    if vectors.dtype != np.float32 or vectors.ndim != 2 or len(vectors) != rows:
+    if vectors.dtype != np.float32 or vectors.shape != shape:
         return None
-    if any(column.dtype != np.int64 or column.shape != (rows,) for column in numbers):
+    if any(column.dtype != np.int64 or column.shape != shape[:1] for column in numbers):
         return None
     return Kept(vectors, *numbers)
 
@@ -215,4 +228,5 @@ def _write(scratch: Path, content: bytes, target: Path) -> None:
         scratch.write_bytes(content)
         os.replace(scratch, target)
     finally:
-        scratch.unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from mi_audit.engine.layout import Layout
 from mi_audit.engine.reduction import Activations, Chosen, Reduced, reduce
 from mi_audit.engine.site import Site
 from mi_audit.errors import HookPointError
+from mi_audit.model.full_precision import use_full_precision
 from mi_audit.plan.places import At, Tokens
 
 if TYPE_CHECKING:
@@ -81,7 +82,9 @@ def pass_through(model: "LoadedModel", places: set[At], called: dict[str, Any], 
 
     Raises:
         HookPointError: the model has no such hook point, or the pass did not come by it.
+        ModelError: the environment takes digits off float32.
     """
+    use_full_precision()
     waiting = set(places)
 
     def listener(at: At) -> Callable[[Tensor], None]:

@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,24 +31,32 @@ class Work:
     names: Sequence[str]
     sites: tuple[Site, ...]
     cache: ActivationCache | None = None
-    _begun: dict[tuple[Ids, tuple[Site, ...]], Beginning] = field(default_factory=dict)
-    _rows_at_most: int | None = None
+    _begun: tuple[Ids, tuple[Site, ...], Beginning] | None = None
+    _too_many: int | None = None
 
     def keys(self, batch: Batch) -> dict[Site, str]:
         """The cache's keys of every site, for this batch."""
         return {site: site_key(site, self._positions_of(batch)[site.tokens]) for site in self.sites}
 
+    @cached_property
+    def widths(self) -> dict[Site, int]:
+        """How many numbers an activation has at every site."""
+        return {site: self.model.hook_points.resolve(site.at.point, site.at.layer).width for site in self.sites}
+
     def read(self, batch: Batch, sites: tuple[Site, ...]) -> dict[Site, Kept]:
         """Pass a batch through the model.
 
-        A batch that does not fit into memory is halved, and so are all that follow and are as large. A packed batch with a number that is none passes again
-        prompt by prompt: even where attention is zero it reaches its neighbours.
+        A batch that does not fit into memory is halved, and so are from then on all that take more than half of its tokens (`Batch.tokens`). A packed batch
+        with a number that is none passes again prompt by prompt: even where attention is zero it reaches its neighbours.
+
+        Raises:
+            PromptError: a prompt alone does not fit.
         """
         parts, results = deque([batch]), dict[int, dict[Site, Kept]]()
         while parts:
             part = parts.popleft()
             halves = part.halves()
-            if halves is not None and self._rows_at_most is not None and len(part.prompts) > self._rows_at_most:
+            if halves is not None and self._too_many is not None and 2 * part.tokens(self.ids) > self._too_many:
                 parts.extendleft(reversed(halves))
                 continue
             try:
@@ -59,7 +68,7 @@ class Work:
                         f"prompt {self.names[index]!r} has {len(self.ids[index])} tokens, which alone don't fit into the memory of {self.model.device}; "
                         "shorten it, or give another --audit-device or --audit-dtype bfloat16"
                     ) from error
-                self._rows_at_most = max(1, len(part.prompts) // 2)
+                self._too_many = part.tokens(self.ids)
                 parts.extendleft(reversed(halves))
                 continue
             if part.packed and not all(np.isfinite(kept.vectors).all() for kept in read.values()):
@@ -70,11 +79,15 @@ class Work:
         return {site: _joined([results[index][site] for index in batch.prompts]) for site in sites}
 
     def _pass(self, batch: Batch, sites: tuple[Site, ...]) -> dict[Site, Kept]:
-        begun = self._begun.get((batch.prefix, sites))
-        if begun is None:
-            begun = self._begun[batch.prefix, sites] = Beginning.of(self.model, batch.prefix, sites)
-        reduced = read_batch(self.model, batch, self.ids, self._positions_of(batch), sites, begun)
+        reduced = read_batch(self.model, batch, self.ids, self._positions_of(batch), sites, self._beginning(batch.prefix, sites))
         return {site: _on_host(result) for site, result in reduced.items()}
+
+    def _beginning(self, prefix: Ids, sites: tuple[Site, ...]) -> Beginning:
+        """Of the last batch, where it began with the same tokens: those that do follow each other."""
+        if self._begun is None or self._begun[:2] != (prefix, sites):
+            self._begun = None  # its memory is free before the next takes some
+            self._begun = prefix, sites, Beginning.of(self.model, prefix, sites)
+        return self._begun[2]
 
     def _positions_of(self, batch: Batch) -> dict[Tokens, list[Sequence[int]]]:
         return {tokens: [each[index] for index in batch.prompts] for tokens, each in self.positions.items()}
@@ -90,7 +103,7 @@ def work_through(work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, 
     waiting: list[Batch] = []
     for batch in batches:
         key = batch_key(batch, work.ids)
-        found = cache.read(key, work.keys(batch), len(batch.prompts))
+        found = cache.read(key, work.keys(batch), len(batch.prompts), work.widths)
         if len(found) == len(work.sites):
             yield batch, found, False
         elif cache.try_lock(key):
@@ -107,7 +120,7 @@ def _complete(work: Work, cache: ActivationCache, batch: Batch, key: str) -> tup
     """Read what the cache lacks of a batch that this process has locked, and keep it."""
     try:
         keys = work.keys(batch)
-        found = cache.read(key, keys, len(batch.prompts))
+        found = cache.read(key, keys, len(batch.prompts), work.widths)
         lacking = tuple(site for site in work.sites if site not in found)
         if lacking:
             fresh = work.read(batch, lacking)

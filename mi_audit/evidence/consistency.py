@@ -140,8 +140,10 @@ def _holds(op: str, low: float, high: float, threshold: float) -> bool:
 def _precision(run: RunRecord) -> Iterator[str]:
     """Scores in low precision support no verdict without the spread that its interval was widened by."""
     for reading in run.readings:
-        if (reading.spread is None) != (reading.spread_n is None) or (reading.spread is not None and (reading.spread < 0 or not reading.spread_n)):
+        if (reading.spread is None) != (reading.spread_n is None) or (reading.spread is not None and reading.spread < 0) or reading.spread_n == 0:
             yield f"reading {reading.id} has a spread of {reading.spread} on a sample of {reading.spread_n}"
+        if (reading.spread_n or 0) > reading.n:
+            yield f"reading {reading.id} has {reading.n} prompts, and a spread on a sample of {reading.spread_n}"
     exact = {reading.id for reading in run.readings if reading.spread is not None}
     if run.model is not None and run.model.dtype not in ("float32", "float64"):
         for claim in run.claims:

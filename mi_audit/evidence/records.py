@@ -215,9 +215,9 @@ class ReadingRecord(Record):
     excluded_tokens: Count
     """Attention sinks left out of pooled readings."""
     spread: Number | None
-    """Largest difference between its scores and those in float32, on a sample; absent for a model in float32."""
+    """Largest difference between its scores and those in float32, on a random sample of its prompts; absent for a model in float32."""
     spread_n: Count | None
-    """Prompts in that sample."""
+    """Prompts in that sample; `n` where it is all of them."""
     controls: Flag
     """Whether controls were run beside it."""
     tokens_error: Text | None

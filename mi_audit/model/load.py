@@ -9,6 +9,7 @@ from mi_audit.model.cache import verify_converted
 from mi_audit.model.checkpoint import Checkpoint, inspect
 from mi_audit.model.checks import SelfCheck
 from mi_audit.model.devices import choose_device, described, gpus, place, place_beside
+from mi_audit.model.full_precision import use_full_precision
 from mi_audit.model.hook_points import HookPoints
 from mi_audit.model.identity import FileDigest, ModelIdentity, chat_template_digest, digest_file, library_versions, root_of, tokenizer_digest
 from mi_audit.model.loaded import LoadedModel, coarsest
@@ -30,6 +31,7 @@ def load(ref: str, *, device: str = "auto", dtype: str = "auto", progress: bool 
     all GPUs and CPU memory. `dtype`: "auto" is float32 on CPU and the checkpoint's own elsewhere; else "float32", "bfloat16" or "float16". Only safetensors are
     read and no code that comes with a model is run. Raises ModelError, HookPointError or MissingDependencyError with what to do.
     """
+    use_full_precision()
     chosen_dtype = choose_dtype(dtype, choose_device(device))
     with progress_steps(shown=progress) as steps:
         located = locate(ref, steps)
@@ -54,6 +56,7 @@ def in_float32(model: LoadedModel, *, progress: bool = True) -> LoadedModel:
         ModelError: the files have changed since the model was loaded, can't be held in float32, or do not fit into memory.
         HookPointError: its blocks can't be told.
     """
+    use_full_precision()
     with progress_steps(shown=progress) as steps:
         if root_of(_digests(model.checkpoint, steps)) != model.identity.root:
             raise ModelError(f"the files of {model.ref} have changed since it was loaded: run again on files that stay as they are")

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -17,6 +17,8 @@ _POLL: Final = 0.2
 Say = Callable[[str], None]
 """Tells the user something while a model is loaded."""
 
+_Held = TypeVar("_Held")
+
 
 def hold_first(names: Sequence[str], say: Say) -> tuple[int, FileLock]:
     """Hold the first of the GPUs that no other process holds, waiting until there is one; gives its index in `names` with its lock.
@@ -26,26 +28,43 @@ def hold_first(names: Sequence[str], say: Say) -> tuple[int, FileLock]:
     Raises:
         ModelError: the lock files can't be written.
     """
-    began, said = time.monotonic(), False
-    while True:
-        for index, name in enumerate(names):
-            lock = _try(name)
-            if lock is not None:
-                return index, lock
-        if not said and time.monotonic() - began >= SILENT:
-            which = names[0] if len(names) == 1 else f"one of {', '.join(names)}"
-            say(f"waiting for {which}: in use by another mi-audit process")
-            said = True
-        time.sleep(_POLL)
+    return _wait_for(lambda: _try_each(names), names[0] if len(names) == 1 else f"one of {', '.join(names)}", say)
 
 
 def hold_all(names: Sequence[str], say: Say) -> tuple[FileLock, ...]:
-    """Hold all of the GPUs, in their order, so that of two processes that want them all one goes first.
+    """Hold all of the GPUs, waiting until no other process holds one of them; meanwhile none is held, so that two that wait can't wait for each other.
 
     Raises:
         ModelError: the lock files can't be written.
     """
-    return tuple(hold_first([name], say)[1] for name in names)
+    return _wait_for(lambda: _try_all(names), f"all of {', '.join(names)}", say)
+
+
+def _wait_for(attempt: Callable[[], _Held | None], what: str, say: Say) -> _Held:
+    began, said = time.monotonic(), False
+    while (held := attempt()) is None:
+        if not said and time.monotonic() - began >= SILENT:
+            say(f"waiting for {what}: in use by another mi-audit process")
+            said = True
+        time.sleep(_POLL)
+    return held
+
+
+def _try_each(names: Sequence[str]) -> tuple[int, FileLock] | None:
+    return next(((index, lock) for index, name in enumerate(names) if (lock := _try(name)) is not None), None)
+
+
+def _try_all(names: Sequence[str]) -> tuple[FileLock, ...] | None:
+    """In the same order whatever that of `names` is: of two processes that try at once one gets all."""
+    taken: list[FileLock] = []
+    for name in sorted(names):
+        lock = _try(name)
+        if lock is None:
+            for each in taken:
+                each.release()
+            return None
+        taken.append(lock)
+    return tuple(taken)
 
 
 def _try(name: str) -> FileLock | None:
@@ -56,6 +75,6 @@ def _try(name: str) -> FileLock | None:
         lock.acquire(blocking=False)
     except Timeout:
         return None
-    except OSError as error:
+    except (OSError, NotImplementedError) as error:  # a file system without locks has its own name for it
         raise ModelError(f"the GPU locks in {folder} can't be used ({error}); set {ENVIRONMENT} to a folder that you can write") from error
     return lock

@@ -4,6 +4,7 @@ A token of a packed row sees the shared tokens and the earlier ones of its own p
 with positions counted in each prompt. Whether an architecture does as it is told is measured at load, never assumed.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,11 +22,13 @@ _WINDOWS: Final = ("sliding_window", "window_size", "attention_chunk_size", "loc
 @dataclass(frozen=True, slots=True)
 class Packing:
     """What is exact on a model. `longest`: prompts of at most so many tokens may share a row, 0 if none; `shared_prefix`: whether the keys and values of a
-    common beginning may be reused; `reason`: why prompts are padded instead, where they are."""
+    common beginning may be reused; `reason`: why prompts are padded instead, where they are; `apart`: lengths such that prompts longer than one of them may
+    not be in a batch with prompts that are not."""
 
     longest: int = 0
     shared_prefix: bool = False
     reason: str = ""
+    apart: tuple[int, ...] = ()
 
     def __str__(self) -> str:
         if not self.longest:
@@ -42,7 +45,26 @@ def longest_packable(config: Any) -> tuple[int, str]:
     if unknown := sorted(kinds - KNOWN_LAYERS):
         return 0, f"its layers of the type {unknown[0]} don't work by an attention mask"
     reach = [value for name in _WINDOWS if isinstance(value := getattr(config, name, None), int) and value > 0]
-    return min([LONGEST_ROW, *reach]), ""
+    if "sliding_attention" in kinds and not reach:
+        return 0, "it has layers of the type sliding_attention, and its configuration does not tell how far they reach"
+    context = getattr(config, "max_position_embeddings", None) or LONGEST_ROW
+    return min([LONGEST_ROW, context, *reach, *lengths_apart(config)]), ""
+
+
+def lengths_apart(config: Any) -> tuple[int, ...]:
+    """Lengths beyond which the longest row of a batch changes the rotary embeddings of all its rows, ascending: LongRoPE's original context windows.
+
+    Those of dynamic NTK change beyond `max_position_embeddings` alone, where no prompt is taken.
+    """
+    given = getattr(config, "rope_parameters", None)
+    return tuple(sorted({int(each["original_max_position_embeddings"]) for each in _rotary(given) if each.get("rope_type") == "longrope"}))
+
+
+def _rotary(given: Any) -> Iterator[Mapping[str, Any]]:
+    """The rotary parameters of all layers, or those of each kind of layer."""
+    if isinstance(given, Mapping):
+        yield given
+        yield from (each for each in given.values() if isinstance(each, Mapping))
 
 
 def packed_mask(segments_RL: Tensor, shared: int, dtype: torch.dtype) -> Tensor:

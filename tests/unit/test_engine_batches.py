@@ -23,7 +23,8 @@ def test_every_prompt_is_in_one_batch_within_the_budget(packing):
     ids = prompts(np.random.default_rng(0).integers(1, 90, 300), begin=tuple(range(1000, 1012))) + prompts([400, 3, 7, 300, 200, 140])
     batches = plan_batches(ids, packing, 1024)
     assert sorted(index for batch in batches for index in batch.prompts) == list(range(306))
-    assert max(len(batch.rows) * max(sizes(batch, ids)) for batch in batches) <= 1024
+    assert max(len(batch.rows) * (len(batch.prefix) + max(sizes(batch, ids))) for batch in batches) <= 1024
+    assert [batch.tokens(ids) for batch in batches] == [len(batch.rows) * (len(batch.prefix) + max(sizes(batch, ids))) for batch in batches]
     assert batches == plan_batches(ids, packing, 1024)
     filled = sum(len(batch.rows) * max(sizes(batch, ids)) for batch in batches)
     assert filled <= 1.1 * sum(sum(sizes(batch, ids)) for batch in batches)

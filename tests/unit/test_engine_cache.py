@@ -1,10 +1,24 @@
+import errno
+import hashlib
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+from typer.testing import CliRunner
 
+from mi_audit.cli.cache import app
+from mi_audit.engine import cache as cache_module
 from mi_audit.engine.cache import ActivationCache
-from mi_audit.engine.cache_folder import clear, entries, shrink
+from mi_audit.engine.cache_folder import FACTS, activations_dir, clear, entries, shrink
 from mi_audit.engine.capture import Site, capture
 from mi_audit.errors import PromptError
+from mi_audit.model.cache import ENVIRONMENT
+from mi_audit.model.devices import Placement
 from mi_audit.model.load import load
 from mi_audit.plan.places import At, Tokens
 from mi_audit.suites.prompt import Prompt
@@ -71,7 +85,7 @@ def test_a_file_that_was_changed_is_not_believed(model, tmp_path):
     content[-1] ^= 1
     file.write_bytes(content)
     again = capture(model, texts(5), [TOP], cache=cache)
-    assert (cache.damaged, again.prompts_forwarded) == (1, 5)
+    assert (len(cache.damaged), again.prompts_forwarded) == (1, 5)
     same(again, plain, [TOP])
 
 
@@ -100,8 +114,6 @@ def test_a_prompt_that_cannot_be_read_is_an_error_from_the_cache_too(model, tmp_
 
 
 def test_the_least_used_goes_first_and_clearing_leaves_nothing(model, tmp_path):
-    import os
-
     cache = ActivationCache.of(model, tmp_path)
     for n in (3, 4, 5):
         capture(model, texts(n), [TOP], cache=cache)
@@ -111,3 +123,95 @@ def test_the_least_used_goes_first_and_clearing_leaves_nothing(model, tmp_path):
     assert shrink(tmp_path, sum(known.values()) - 1) == known[oldest]
     assert {entry for entry, _, _ in entries(tmp_path)} == set(known) - {oldest}
     assert clear(tmp_path) > 0 and not tmp_path.exists()
+
+
+def kept_as(cache, change):
+    """The one file of the cache, its tensors changed, under the name that fits its new bytes."""
+    (file,) = cache.folder.rglob("*.safetensors")
+    content = change(load_tensors(file.read_bytes()))
+    file.unlink()
+    (file.parent / f"{hashlib.sha256(content).hexdigest()}.safetensors").write_bytes(content)
+
+
+def narrower(tensors):
+    return save_tensors({name: tensor[:, :-1].copy() if name.endswith("vectors") else tensor for name, tensor in tensors.items()})
+
+
+def of_unknown_dtype(tensors):
+    header = json.dumps({name: {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [at, at + 1]} for at, name in enumerate(tensors)}).encode()
+    return len(header).to_bytes(8, "little") + header + bytes(len(tensors))
+
+
+@pytest.mark.parametrize(("change", "damaged"), [(narrower, 0), (of_unknown_dtype, 1)])
+def test_a_file_that_fits_its_name_and_not_the_model_is_not_believed(model, tmp_path, change, damaged):
+    cache = ActivationCache.of(model, tmp_path)
+    plain = capture(model, texts(5), [TOP], cache=cache)
+    kept_as(cache, change)
+    again = capture(model, texts(5), [TOP], cache=cache)
+    assert (len(cache.damaged), again.prompts_forwarded) == (damaged, 5)
+    same(again, plain, [TOP])
+
+
+def test_a_pipe_in_the_cache_does_not_block(model, tmp_path):
+    cache = ActivationCache.of(model, tmp_path)
+    plain = capture(model, texts(5), [TOP], cache=cache)
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.unlink()
+    os.mkfifo(file)
+    again = capture(model, texts(5), [TOP], cache=cache)
+    assert again.prompts_forwarded == 5
+    same(again, plain, [TOP])
+
+
+def test_a_damaged_file_that_can_not_be_removed_does_not_end_the_run(model, tmp_path, monkeypatch):
+    """A read-only disk; not by mode, which does not bind root."""
+    plain = capture(model, texts(5), [TOP], cache=ActivationCache.of(model, tmp_path))
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(b"damaged")
+
+    def refused(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("unlink", "write_bytes", "mkdir"):
+        monkeypatch.setattr(Path, name, refused)
+    cache = ActivationCache.of(model, tmp_path)
+    again = capture(model, texts(5), [TOP], cache=cache)
+    assert (len(cache.damaged), again.prompts_forwarded) == (1, 5)
+    assert "Read-only file system" in cache.trouble
+    same(again, plain, [TOP])
+
+
+def test_a_file_system_without_locks_ends_the_keeping_and_not_the_run(model, tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise NotImplementedError("FileSystem does not appear to support flock")
+
+    monkeypatch.setattr(cache_module.FileLock, "acquire", refused)
+    cache = ActivationCache.of(model, tmp_path)
+    assert capture(model, texts(5), [TOP], cache=cache).prompts_forwarded == 5
+    assert "does not appear to support flock" in cache.trouble
+
+
+def test_the_cache_is_for_its_owner_alone(model, tmp_path):
+    capture(model, texts(5), [TOP], cache=ActivationCache.of(model, tmp_path / "of" / "all"))
+    assert (tmp_path / "of" / "all").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_model_spread_otherwise_is_another_entry(model, tmp_path):
+    def folder(device, balanced=True):
+        return ActivationCache.of(replace(model, identity=replace(model.identity, device=device), placement=Placement(model.device, balanced)), tmp_path).folder
+
+    assert folder("cuda:0-1, balanced") != folder("cuda:0-1 and cpu, balanced")
+    assert folder("cuda:0", balanced=False) == folder("cuda:1", balanced=False)
+
+
+def test_what_a_cache_says_of_a_model_does_nothing_to_a_terminal(model, tmp_path, monkeypatch):
+    monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
+    for number in range(2):
+        capture(model, texts(5), [TOP], cache=ActivationCache(activations_dir() / f"m{number}\x1b[2J", {}))
+    (activations_dir() / "m0\x1b[2J" / FACTS).write_text(json.dumps({"ref": "\x1b[31mred", "root": "\x1b]0;t\x07\nforged", "dtype": "\u202ex", "device": "\r"}))
+    (activations_dir() / "m1\x1b[2J" / FACTS).write_text("[" * 60_000)
+    said = CliRunner().invoke(app, ["list"])
+    assert said.exit_code == 0, said
+    lines = said.output.splitlines()
+    assert len(lines) == 3 and all(character.isprintable() for line in lines for character in line)
+    assert "⟨U+001B⟩" in lines[0] and "m1⟨U+001B⟩[2J" in lines[1]

@@ -1,6 +1,8 @@
 """Packed rows and shared beginnings against each prompt alone, by the plain road: transformers' own hidden states."""
 
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -8,9 +10,12 @@ import torch
 
 from mi_audit.engine.batches import plan_batches
 from mi_audit.engine.capture import Site, capture
+from mi_audit.engine.forward import Beginning
 from mi_audit.engine.tokens import encode
 from mi_audit.errors import PromptError
+from mi_audit.model import packing, packing_check
 from mi_audit.model.load import load
+from mi_audit.model.packing import Packing, packed_mask
 from mi_audit.plan.places import At, Tokens
 from mi_audit.suites.prompt import Prompt
 from tests.agreement.tiny_models import LAYERS, save_tiny
@@ -98,3 +103,76 @@ def test_memory_that_is_short_takes_less_at_a_time(tmp_path):
     halved = capture(model, texts(30, BEGIN), [site]).vectors(site)
     np.testing.assert_allclose(halved, plain, rtol=1e-4, atol=1e-6)
     assert sum(size > 300 for size in sizes) <= 2
+
+
+def test_a_batch_that_memory_is_too_short_for_halves_those_that_are_as_large_and_no_others(tmp_path):
+    """Sizes count tokens: the forty short prompts after it take half of them and pass whole."""
+    model, site = widened(tmp_path, "llama"), Site(At("resid_post", layer=1), LAST)
+    object.__setattr__(model, "packing", Packing(reason="asked for"))
+    sizes = []
+
+    def refuse(module, args):
+        sizes.append(tuple(args[0].shape))
+        if args[0].numel() > 300:
+            raise torch.OutOfMemoryError
+
+    model.base.get_input_embeddings().register_forward_pre_hook(refuse)
+    prompts = [Prompt(f"long{n}", text=f"{n:099d}") for n in range(8)] + [Prompt(f"short{n}", text=f"{n:04d}") for n in range(40)]
+    capture(model, prompts, [site], budget=400)
+    assert sizes == [(4, 100), *[(2, 100)] * 4, (40, 5)]
+
+
+def test_a_shared_beginning_is_let_go_with_its_last_batch(tmp_path, monkeypatch):
+    """Two beginnings, more than a batch of each: each passes once, and never are the keys and values of both there."""
+    model, site = widened(tmp_path, "llama"), Site(At("resid_post", layer=1), LAST)
+    begun, alive = [], []
+
+    def noted(model, prefix, sites):
+        gc.collect()
+        alive.append(sum(each() is not None for each in begun))
+        beginning = made(model, prefix, sites)
+        begun.append(weakref.ref(beginning))
+        return beginning
+
+    made = Beginning.of
+    monkeypatch.setattr(Beginning, "of", noted)
+    capture(model, texts(30, BEGIN) + texts(30, BEGIN[::-1]), [site], budget=128)
+    assert alive[:2] == [0, 0] and len(alive) <= 3
+
+
+def test_rows_beyond_the_original_window_do_not_change_the_others(tmp_path):
+    """LongRoPE takes other frequencies for the whole batch once its longest row is beyond the original window."""
+    save_tiny(tmp_path, "llama")
+    file = tmp_path / "config.json"
+    rotary = {"rope_type": "longrope", "rope_theta": 10000.0, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "original_max_position_embeddings": 32}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rope_parameters": rotary}))
+    model = load(str(tmp_path), progress=False)
+    prompts = texts(40, longest=100)
+    assert model.packing.apart == (32,) and model.packing.longest <= 32
+    assert worst(model, prompts) <= 5e-5
+    object.__setattr__(model, "packing", Packing(reason="asked for"))
+    assert worst(model, prompts) > 1e-3
+    object.__setattr__(model, "packing", Packing(reason="asked for", apart=(32,)))
+    assert worst(model, prompts) <= 5e-5
+
+
+@pytest.mark.parametrize(("architecture", "why"), [("mistral", "a token of a packed row is off by"), ("gemma3", "layers of the type sliding_attention")])
+def test_local_attention_that_the_configuration_does_not_tell_is_found(tmp_path, monkeypatch, architecture, why):
+    monkeypatch.setattr(packing, "_WINDOWS", ())
+    model = widened(tmp_path, architecture, reach=96)
+    assert (model.packing.longest, why in model.packing.reason) == (0, True), model.packing
+    assert worst(model, texts(12, longest=150)) <= 5e-5
+
+
+@pytest.mark.parametrize(("dtype", "attention"), [("bfloat16", -7.0), ("float16", -10.0)])
+def test_rounding_does_not_hide_a_mask_that_is_not_quite_heeded(tmp_path, monkeypatch, dtype, attention):
+    """Other prompts of the row get a thousandth of the attention or less: tokens are off by 0.13 and 0.008 of their norm."""
+    save_tiny(tmp_path, "llama")
+    assert load(str(tmp_path), dtype=dtype, progress=False).packing.longest
+
+    def leaking(segments, shared, dtype):
+        mask, earlier = packed_mask(segments, shared, dtype), packed_mask(torch.ones_like(segments), shared, dtype)
+        return torch.where((mask < 0) & (earlier == 0), torch.tensor(attention, dtype=dtype), mask)
+
+    monkeypatch.setattr(packing_check, "packed_mask", leaking)
+    assert "a token of a packed row is off by" in load(str(tmp_path), dtype=dtype, progress=False).packing.reason

@@ -228,6 +228,7 @@ def _set(kind, index, **values):
         (lambda run: run.update(model=None), "but no model was loaded"),
         (lambda run: (run["plan"].update(alpha=0.2), [claim.update(alpha=0.2) for claim in run["claims"]]), "decided at alpha 0.2"),
         (lambda run: run["detectors"].append(run["detectors"][0]), "is recorded 2 times"),
+        (_set("readings", 0, spread=0.1, spread_n=10**6), "prompts, and a spread on a sample of 1000000"),
         (lambda run: run["tables"]["samples.parquet"].update(rows=3), "samples.parquet is not the table"),
         (lambda run: run["detectors"][0].update(file="detectors/../evidence.json"), "can't be part"),
     ],

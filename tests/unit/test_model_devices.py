@@ -106,6 +106,24 @@ def test_what_nobody_refers_to_is_free_again():
         assert other.line() == "0"
 
 
+def test_who_waits_for_all_holds_none_but_what_the_process_held_before(monkeypatch):
+    monkeypatch.setattr(locks, "SILENT", 0.5)
+    mine, said = hold_first(["cuda-0"], silent), []
+    with Other("cuda-b") as holder, Other("cuda-c") as late:
+        assert (holder.line(), late.line()) == ("0", "0")
+
+        def say(text):
+            said.append(text)
+            with Other("cuda-a", "cuda-b") as other, Other("cuda-0", "cuda-d") as another:
+                assert (other.line(), another.line()) == ("0", "1")
+            holder.kill()
+            late.kill()
+
+        assert len(hold_all(["cuda-c", "cuda-b", "cuda-a", "cuda-0"], say)) == 4
+    assert said == ["waiting for all of cuda-c, cuda-b, cuda-a, cuda-0: in use by another mi-audit process"]
+    assert mine[1].is_locked
+
+
 def test_locks_that_can_not_be_written_name_the_setting(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(ENVIRONMENT, str(tmp_path / "file"))

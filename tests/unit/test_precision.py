@@ -11,7 +11,6 @@ from safetensors.numpy import save_file
 
 from mi_audit.detectors import precision
 from mi_audit.detectors.bench import Bench
-from mi_audit.detectors.precision import SAMPLE
 from mi_audit.engine.capture import Site, capture
 from mi_audit.errors import ModelError
 from mi_audit.model.load import in_float32, load
@@ -59,11 +58,12 @@ def scores(model, file, prompts):
     return bench(model).read(read(file, of=prompts)).values
 
 
-def test_the_spread_is_that_of_the_checkpoint_in_float32_on_a_sample_of_the_prompts(low, exact, flat):
+def test_the_spread_is_that_of_the_checkpoint_in_float32_on_a_sample_of_the_prompts(low, exact, flat, monkeypatch):
+    monkeypatch.setattr(precision, "SAMPLE", 64)
     differences = np.abs(scores(low, flat, MANY) - scores(exact, flat, MANY))
     one = bench(low)
     few, many = one.spread(read(flat, of=FEW)), one.spread(read(flat))
-    assert (few.dtype, few.n, many.n) == ("bfloat16", len(FEW), SAMPLE)
+    assert (few.dtype, few.n, few.of, many.n, many.of) == ("bfloat16", len(FEW), len(FEW), 64, len(MANY))
     assert few.delta == pytest.approx(differences[: len(FEW)].max(), rel=1e-3)
     assert np.isclose(differences, many.delta, rtol=1e-3).any()
     assert many.delta >= np.quantile(differences, 0.9)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy.stats import hypergeom
 
 from mi_audit.detectors.quantities import measure
 from mi_audit.stats.claim import decide
@@ -26,14 +27,17 @@ class Data:
         self.values = random.normal(size=n) + random.uniform(0, 2) * self.labels + pull * np.repeat(random.normal(size=groups), size)
         self.threshold = float(random.normal(1, 1))
 
-    def estimate(self, quantity, values, more_spread=0.0):
-        return measure(quantity, values, self.threshold, self.labels, self.groups, self.pairs, ALPHA, more_spread)
+    def estimate(self, quantity, values, more_spread=0.0, alpha=ALPHA):
+        return measure(quantity, values, self.threshold, self.labels, self.groups, self.pairs, alpha, more_spread)
 
     def widened(self, quantity, delta):
-        def again(values, more_spread):
-            return self.estimate(quantity, values, more_spread)
+        return self.widened_on(quantity, Spread("bfloat16", delta, self.n, self.n))
 
-        return widened(self.estimate(quantity, self.values), again, self.values, self.labels, Spread("bfloat16", delta, 64))
+    def widened_on(self, quantity, spread):
+        def again(values, more_spread, alpha):
+            return self.estimate(quantity, values, more_spread, alpha)
+
+        return widened(self.estimate(quantity, self.values), again, self.values, self.labels, spread)
 
     def perturbed(self, delta):
         """Scores within delta: at random, at random ends, by class, away from and towards the threshold and the mean, by group."""
@@ -109,7 +113,7 @@ def test_a_claim_that_only_the_widening_undecides_says_so_and_asks_for_no_more_p
     claim = decide(wide, ">=", between)
     assert claim.verdict is Verdict.INCONCLUSIVE and claim.needed is None
     (reason,) = claim.reasons
-    assert "in bfloat16 scores differ from float32 by up to 0.25 on a sample of 64 prompts" in reason
+    assert "in bfloat16 scores differ from float32 by up to 0.25 on all 160 prompts;" in reason
     assert "run with --audit-dtype float32 to decide" in reason
     plain = data.estimate("mean", data.values)
     assert decide(plain, ">=", between).verdict is Verdict.PASS
@@ -129,3 +133,59 @@ def test_an_effect_size_is_undecided_where_the_spread_exceeds_what_varies():
 def test_equal_scores_are_not_widened():
     data = Data(5)
     assert data.widened("mean", 0.0).unwidened is None
+
+
+@pytest.mark.parametrize(("n", "of"), [(512, 513), (512, 600), (512, 3000), (512, 100_000), (20, 21), (64, 64)])
+def test_no_more_prompts_differ_by_more_than_the_sample_shows_than_chance_allows(n, of):
+    """That a sample misses all of the m prompts that differ most is a draw without replacement: SciPy's hypergeometric distribution."""
+    for alpha in (0.1, 0.025, 0.005):
+        others = Spread("bfloat16", 0.1, n, of).others(alpha)
+        assert hypergeom(of, others + 1, n).pmf(0) <= alpha / 10
+        assert others == 0 or hypergeom(of, others, n).pmf(0) > alpha / 10
+
+
+@pytest.mark.parametrize("quantity", ["auroc", *SHARES])
+def test_the_interval_of_a_sampled_spread_holds_that_of_scores_of_which_some_differ_by_anything(quantity):
+    """The prompts outside the sample are turned against the quantity, in each class and in both, those first that speak most for it and those at random."""
+    for seed in range(20):
+        data = Data(seed, groups=60, size=1 + seed % 2 * 3)
+        spread = Spread("bfloat16", 0.1, 50, data.n)
+        others = spread.others(ALPHA)
+        wide = data.widened_on(quantity, spread)
+        assert 0 < others < data.n / 4 and wide.low >= 0 and wide.high <= 1
+        sign = np.ones(data.n) if quantity == "rate" else np.where(data.labels, 1.0, -1.0)
+        classes = [sign > 0, sign < 0, np.ones(data.n, dtype=bool)]
+        for way in (-1, 1):
+            for rows in (np.flatnonzero(flags) for flags in classes if flags.any()):
+                for chosen in (
+                    rows[np.argsort(way * sign[rows] * data.values[rows])[:others]],
+                    data.random.choice(rows, min(others, len(rows)), replace=False),
+                ):
+                    exact = data.values + 0.1 * (1 - 1e-12) * way * sign
+                    exact[chosen] = 100 * way * sign[chosen]
+                    other = data.estimate(quantity, exact)
+                    assert wide.low <= other.value <= wide.high
+                    if data.n == 60 and quantity != "auroc":
+                        assert wide.low <= other.low and other.high <= wide.high
+
+
+@pytest.mark.parametrize("quantity", ["mean", "mean_difference", "paired_difference", "effect_size"])
+def test_a_mean_is_undecided_where_prompts_may_differ_by_anything(quantity):
+    data = Data(1, groups=40)
+    sampled = data.widened_on(quantity, Spread("bfloat16", 0.0, 64, data.n))
+    claim = decide(sampled, ">=", sampled.low - 1)
+    assert claim.verdict is Verdict.INCONCLUSIVE
+    assert "on a sample of 64 of 160 prompts" in claim.reasons[0] and "run with --audit-dtype float32" in claim.reasons[0]
+    assert not data.widened_on(quantity, Spread("bfloat16", 0.0, data.n, data.n)).undecided
+
+
+def test_what_makes_a_moved_estimate_undecided_is_told_once():
+    """Skewed scores whose standard deviation, less the spread, is too small for an effect size to be trusted."""
+    for seed in range(200):
+        data = Data(seed, groups=20, size=2)
+        data.values = data.random.lognormal(0, 0.4, data.n) + data.labels
+        plain, wide = data.estimate("effect_size", data.values), data.widened("effect_size", 0.15)
+        assert set(plain.undecided) <= set(wide.undecided) and len(set(wide.undecided)) == len(wide.undecided)
+        if not plain.undecided and wide.undecided:
+            return
+    raise AssertionError("none of the moved estimates was undecided")
