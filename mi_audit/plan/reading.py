@@ -4,6 +4,7 @@ The same class serves the run, where `evaluate` returns estimates, and the trace
 """
 
 from collections.abc import Callable
+from typing import NoReturn, get_args
 
 from mi_audit.errors import PlanError, SuiteError
 from mi_audit.plan.measurements import NEEDS_LABELS, NEEDS_THRESHOLD, EstimateSpec, Quantity, ReadSpec
@@ -55,6 +56,11 @@ class Reading:
     def effect_size(self) -> Estimate:
         """Standardised mean difference between the classes, Hedges' g (Hedges 1981)."""
         return self._estimate("effect_size")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise PlanError(f"a reading has no {name!r}; claim something of {', '.join(f'{quantity}()' for quantity in get_args(Quantity))}")
 
     def _estimate(self, quantity: Quantity, pairs: str | None = None) -> Estimate:
         detector, suite = self.spec.detector, self.spec.suite

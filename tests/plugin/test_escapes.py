@@ -47,6 +47,7 @@ BODIES = {
     "skips_in_the_run": f"import pytest\n    global calls7\n    calls7 += 1\n    assert {TRUE}\n    if calls7 > 1:\n        pytest.skip('later')",
     "no_controls": "assert model.read(probe, toy['test'], controls=False).auroc() >= 0.6",
     "unpaired": "assert model.read(probe, toy['test']).paired_difference() >= 0",
+    "misspelt_quantity": "assert model.read(probe, toy['test']).acuracy() >= 0.6",
     "other_estimate": "r = model.read(probe, toy['test'])\n    assert r.auroc() >= r.rate()",
 }
 COUNTERS = "\ncalls = calls2 = calls3 = calls4 = calls5 = calls6 = calls7 = 0\n"
