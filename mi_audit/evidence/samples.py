@@ -14,9 +14,11 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mi_audit.errors import EvidenceError
+from mi_audit.evidence.records import RunRecord
 
 Floats = NDArray[np.floating]
 
@@ -37,6 +39,8 @@ SCHEMA: Final = pa.schema(
         pa.field("pair", TEXT),
     ]
 )
+DETECTOR: Final = "detector"
+"""The arm of the detector's own scores."""
 SORTED_BY: Final = ("measurement", "arm", "condition", "draw", "prompt", "token")
 MAX_ROWS: Final = 100_000_000
 MAX_NAME: Final = 1_024
@@ -157,6 +161,25 @@ class SampleTable:
         total = rows + sum(table.num_rows for table in self._readings.values())
         if total > MAX_ROWS:
             raise EvidenceError(f"the sample table would have {total} rows, more than {MAX_ROWS}; audit in several runs")
+
+
+def check_rows(detector_rows: pa.Table, run: RunRecord) -> None:
+    """Refuse a sample table that does not hold one score of the detector for each prompt of each reading.
+
+    Args:
+        detector_rows: the column `measurement` of the rows whose arm is the detector.
+        run: the records.
+
+    Raises:
+        EvidenceError: names the reading that does not fit.
+    """
+    counted = pc.value_counts(detector_rows["measurement"].cast(pa.string()))
+    found = {count["values"]: count["counts"] for count in counted.to_pylist()}
+    for reading in run.readings:
+        if found.pop(reading.id, 0) != reading.n:
+            raise EvidenceError(f"the sample table contradicts the records: it has not the {reading.n} scores of the reading {reading.id}, one a prompt")
+    if found:
+        raise EvidenceError(f"the sample table contradicts the records: it has scores of the reading {str(min(found))[:80]!r}, which is not recorded")
 
 
 def _check_arm(arm: Arm, n: int, where: str) -> None:

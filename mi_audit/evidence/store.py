@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mi_audit.errors import EvidenceError
 from mi_audit.evidence import canonical, consistency, parquet, tables, tokens
 from mi_audit.evidence.canonical import Evidence
 from mi_audit.evidence.records import RunRecord, VolatileRecord
-from mi_audit.evidence.samples import SampleTable
+from mi_audit.evidence.samples import DETECTOR, SampleTable, check_rows
 from mi_audit.evidence.scratch import scratch_beside
 from mi_audit.evidence.tokens import TokenTable
 
@@ -107,6 +108,7 @@ def read(directory: Path) -> Bundle:
         if run.tables[tables.TOKENS].rows > tokens.most_rows(run):
             raise EvidenceError(f"{directory / tables.TOKENS} has {run.tables[tables.TOKENS].rows} rows, more than its readings can have; it is not read")
         bundle = Bundle(directory, run, evidence.volatile)
+        check_rows(bundle.samples(columns=["measurement"], arm=DETECTOR), run)
         tokens.check(bundle.tokens(), run)
         _check_detectors(directory, run)
         return bundle
@@ -136,6 +138,8 @@ def _fill(
     detector_files: Mapping[str, bytes],
 ) -> None:
     every = {**tables.flat_tables(run), tables.SAMPLES: samples.table(), tables.TOKENS: token_table.table()}
+    sampled = every[tables.SAMPLES]
+    check_rows(sampled.filter(pc.equal(sampled["arm"], DETECTOR)).select(["measurement"]), run)
     tokens.check(every[tables.TOKENS], run)
     records = {}
     for name, table in every.items():

@@ -9,6 +9,7 @@ import numpy as np
 
 from mi_audit.errors import EvidenceError
 from mi_audit.evidence.records import ReadingRecord
+from mi_audit.evidence.samples import DETECTOR
 from mi_audit.evidence.store import Bundle
 from mi_audit.evidence.stretches import stretches
 from mi_audit.reporting.charts_scores import Histogram, Roc, histogram, roc
@@ -49,7 +50,7 @@ class Scores:
     """The detectors' own scores of a bundle, by reading."""
 
     def __init__(self, bundle: Bundle) -> None:
-        table = bundle.samples(columns=_COLUMNS, arm="detector")
+        table = bundle.samples(columns=_COLUMNS, arm=DETECTOR)
         self._tables = {str(measurement): part for (measurement,), part in stretches(table, "measurement")}
         self._tokens = TokenScores(bundle.tokens())
         self._seed = bundle.run.plan.seed

@@ -6,12 +6,13 @@ import os
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from mi_audit.errors import EvidenceError
 from mi_audit.evidence import parquet, store, tables
-from mi_audit.evidence.samples import Arm, SampleTable
+from mi_audit.evidence.samples import SCHEMA, Arm, SampleTable
 from mi_audit.stats.verdict import Verdict
 from tests.unit import bundles
 
@@ -257,6 +258,23 @@ def test_edited_samples_are_found(bundle):
     pq.write_table(table.set_column(table.schema.get_field_index("value"), table.schema.field("value"), [values]), path)
     with pytest.raises(EvidenceError, match="rows were changed"):
         store.read(bundle)
+
+
+@pytest.mark.parametrize("reading", ["lost", "added"])
+def test_samples_that_are_not_those_of_the_readings_are_refused(tmp_path, reading):
+    content = bundles.realistic()
+    every = dict(content.samples.readings)
+    first = min(every)
+    content.samples = SampleTable()
+    for name, rows in every.items():
+        if name != first or reading == "added":
+            content.samples.adopt(name, rows)
+    if reading == "added":
+        name = pa.array([bundles.sha("more")] * every[first].num_rows).dictionary_encode()
+        content.samples.adopt(bundles.sha("more"), every[first].set_column(0, SCHEMA.field(0), name))
+    with pytest.raises(EvidenceError, match="the sample table contradicts the records"):
+        content.write(tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_rows_have_one_digest_whoever_wrote_them(bundle):
