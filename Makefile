@@ -8,8 +8,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --co
 demo: $(VENV)/.run  ## fetch the default model, run the shipped audits, leave a report
 	$(BIN)/mi-audit demo --out audit-results/demo
 
-test: $(VENV)/.dev  ## run all tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.dev  ## run all tests, several at a time
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses=4 --dist worksteal
 
 lint: $(VENV)/.dev  ## style, types, layers
 	$(BIN)/ruff check .
