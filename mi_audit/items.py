@@ -26,7 +26,13 @@ def holds_audits(folder: Path) -> bool:
         return False
     from mi_audit.collection import is_audit_file
 
-    return any(is_audit_file(path) for path in folder.rglob("audit_*.py"))
+    found = (path for path in folder.rglob("audit_*.py") if not _installed(path.relative_to(folder)))
+    return any(is_audit_file(path) for path in found)
+
+
+def _installed(path: Path) -> bool:
+    """Whether it lies in a virtual environment or a hidden folder, where pytest does not look for tests."""
+    return any(part.startswith(".") or part == "site-packages" for part in path.parts)
 
 
 def properties(report: pytest.TestReport) -> dict[str, str]:

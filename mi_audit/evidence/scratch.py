@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-_LOCK = re.compile(r"\.(.+)\.([0-9a-f]{12})\.lock")
+_LOCK = re.compile(r"\.(.+)\.([0-9a-f]{12})\.mi-audit-lock")
 _PATIENCE = 60
 """Seconds to wait for a lock of one's own, which others may try but never keep."""
 
@@ -34,7 +34,7 @@ class Scratch:
     @classmethod
     def of(cls, target: Path, token: str) -> "Scratch":
         """The names for one write of `target`."""
-        return cls(*(target.with_name(f".{target.name}.{token}.{ending}") for ending in ("new", "replaced", "parts", "lock")))
+        return cls(*(target.with_name(f".{target.name}.{token}.{ending}") for ending in ("new", "replaced", "parts", "mi-audit-lock")))
 
 
 @contextmanager

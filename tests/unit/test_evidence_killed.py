@@ -86,7 +86,7 @@ def test_who_still_writes_is_left_alone(tmp_path):
 
 
 def test_files_of_others_are_left_alone(tmp_path):
-    names = {".out.0123456789ab.lock.txt", ".out.0123456789ab.new", ".out.0123456789abc.lock", "0123456789ab.lock"}
+    names = {".out.0123456789ab.lock.txt", ".out.0123456789ab.new", ".out.0123456789ab.lock", ".out.0123456789abc.mi-audit-lock", "0123456789ab.mi-audit-lock"}
     for name in names:
         (tmp_path / name).write_text("mine")
     bundles.passing().write(tmp_path / "out")
