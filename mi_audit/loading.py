@@ -9,11 +9,11 @@ from mi_audit.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from mi_audit.detectors.bench import Bench
-    from mi_audit.model.loaded import LoadedModel
+    from mi_audit.model.audited import AuditedModel
 
 
-def load_bench(settings: Settings) -> "tuple[LoadedModel, Bench]":
-    """Load the model that the settings name and put it on the bench.
+def load_bench(settings: Settings) -> "tuple[AuditedModel, Bench]":
+    """Open the model that the settings name and put it on the bench; with a cache its weights are loaded only if something has to pass through it.
 
     Raises:
         MissingDependencyError: torch or transformers is not installed.
@@ -26,12 +26,18 @@ def load_bench(settings: Settings) -> "tuple[LoadedModel, Bench]":
     from mi_audit.engine.cache import ActivationCache
     from mi_audit.engine.cache_folder import activations_dir, limit_bytes
     from mi_audit.engine.progress import TerminalProgress
-    from mi_audit.model.load import load
 
-    if not settings.no_cache:
+    model: AuditedModel
+    if settings.no_cache:
+        from mi_audit.model.load import load
+
+        model, cache = load(settings.model, device=settings.device, dtype=settings.dtype), None
+    else:
+        from mi_audit.model.opening import open_model
+
         limit_bytes()  # raises for a wrong limit before anything takes time
-    model = load(settings.model, device=settings.device, dtype=settings.dtype)
-    cache = None if settings.no_cache else ActivationCache.of(model, activations_dir())
+        model = open_model(settings.model, device=settings.device, dtype=settings.dtype)
+        cache = ActivationCache.of(model, activations_dir())
     progress = TerminalProgress("reading activations")
     return model, Bench(model, alpha=settings.alpha, seed=settings.seed, limit=settings.limit, progress=progress, cache=cache)
 

@@ -28,7 +28,7 @@ from mi_audit.worst import worst_prompts
 if TYPE_CHECKING:
     from mi_audit.detectors.bench import Bench
     from mi_audit.detectors.sweeping import Curve
-    from mi_audit.model.loaded import LoadedModel
+    from mi_audit.model.audited import AuditedModel
     from mi_audit.session import Session
 
 
@@ -129,9 +129,12 @@ class Recorder:
         return {phase: seconds - before.get(phase, 0.0) for phase, seconds in self._seconds_told.items()}
 
     def _cache(self) -> dict[str, int]:
-        """Prompts that passed through the model, and that were found in the cache, since the part before."""
-        captured = self._run.bench.captured if self._run.bench is not None else None
-        before, self._cache_told = self._cache_told, {} if captured is None else {"prompts passed": captured.prompts, "prompts found": captured.cached}
+        """Prompts that passed through the model, and that were found in the cache, since the part before; and whether its weights were loaded since then."""
+        model, bench = self._run.model, self._run.bench
+        if model is None or bench is None:
+            return {}
+        told = {"prompts passed": bench.captured.prompts, "prompts found": bench.captured.cached, "weights loaded": int(model.has_weights)}
+        before, self._cache_told = self._cache_told, told
         return {kind: count - before.get(kind, 0) for kind, count in self._cache_told.items()}
 
 
@@ -150,7 +153,7 @@ def _estimates_used(result: AuditResult) -> list[EstimateSpec]:
     return list(dict.fromkeys(spec for spec in specs if isinstance(spec, EstimateSpec)))
 
 
-def _model(model: "LoadedModel") -> r.ModelRecord:
+def _model(model: "AuditedModel") -> r.ModelRecord:
     identity, check = model.identity, model.self_check
     return r.ModelRecord(
         ref=identity.ref if identity.source in ("shipped", "hub") else Path(identity.ref).name or Path(identity.ref).resolve().name or "model",

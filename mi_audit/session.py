@@ -17,7 +17,7 @@ from mi_audit.worst import worst_prompts
 
 if TYPE_CHECKING:
     from mi_audit.detectors.bench import Bench
-    from mi_audit.model.loaded import LoadedModel
+    from mi_audit.model.audited import AuditedModel
 
 
 class Session:
@@ -28,7 +28,7 @@ class Session:
         self.seconds: dict[str, float] = {}
         self.partial: list[str] = []
         self.plan: Plan | None = None
-        self.model: LoadedModel | None = None
+        self.model: AuditedModel | None = None
         self.bench: Bench | None = None
         self._judge: Judge | None = None
 

@@ -10,10 +10,10 @@ from mi_audit.plan.measurements import ReadSpec
 
 if TYPE_CHECKING:
     from mi_audit.detectors.bench import Bench
-    from mi_audit.model.loaded import LoadedModel
+    from mi_audit.model.audited import AuditedModel
 
 
-def add_token_scores(model: "LoadedModel", bench: "Bench", readings: Sequence[ReadSpec], table: TokenTable, seconds: dict[str, float]) -> dict[ReadSpec, str]:
+def add_token_scores(model: "AuditedModel", bench: "Bench", readings: Sequence[ReadSpec], table: TokenTable, seconds: dict[str, float]) -> dict[ReadSpec, str]:
     """Score every token of each reading's highest prompts and add them to the table; the time is added to `seconds`.
 
     Returns:

@@ -12,7 +12,7 @@ app = typer.Typer(help="Activations kept on disk: a run with the same model and 
 
 @app.command("list")
 def list_kept() -> None:
-    """A line a model: how many batches, how much disk, when they were last used."""
+    """A line a model: how many entries, how much disk, when they were last used."""
     from mi_audit.engine.cache_folder import LIMIT, activations_dir, entries, limit_bytes
 
     root = activations_dir()
@@ -21,7 +21,7 @@ def list_kept() -> None:
         models[entry.parent].append((used, size))
     for folder, kept in sorted(models.items()):
         last = datetime.fromtimestamp(max(used for used, _ in kept)).isoformat(" ", "minutes")
-        typer.echo(f"{_named(folder)}  {len(kept)} batches, {sum(size for _, size in kept) / 1e6:.1f} MB, last used {last}")
+        typer.echo(f"{_named(folder)}  {len(kept)} entries, {sum(size for _, size in kept) / 1e6:.1f} MB, last used {last}")
     total = sum(size for kept in models.values() for _, size in kept)
     typer.echo(f"{total / 1e6:.1f} MB in {root}, at most {limit_bytes() / 2**30:g} GiB ({LIMIT})")
 
@@ -30,7 +30,9 @@ def list_kept() -> None:
 def clear_all() -> None:
     """Remove all of it. Nothing else is lost: the next run passes its prompts through the model again."""
     from mi_audit.engine.cache_folder import activations_dir, clear
+    from mi_audit.model.remembering import forget
 
+    forget()
     typer.echo(f"removed {clear(activations_dir()) / 1e6:.1f} MB")
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,11 +10,9 @@ from mi_audit.detectors.progress import Whole
 from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.capture import capture
 from mi_audit.engine.site import Site
+from mi_audit.model.audited import AuditedModel
 from mi_audit.stats.checks import Floats
 from mi_audit.suites.prompt import FieldValue, Prompt
-
-if TYPE_CHECKING:
-    from mi_audit.model.loaded import LoadedModel
 
 Ints = NDArray[np.int64]
 Request = tuple[Sequence[Prompt], frozenset[Site]]
@@ -69,7 +66,7 @@ class _Row:
 class ActivationStore:
     """Captures what is asked for and not yet there."""
 
-    model: "LoadedModel"
+    model: AuditedModel
     cache: ActivationCache | None = None
     captured: Captured = Captured()
     _rows: dict[_Key, _Row] = field(default_factory=dict)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.progress import Progress
 from mi_audit.engine.site import Site
 from mi_audit.errors import DetectorError, MiAuditError
+from mi_audit.model.audited import AuditedModel
 from mi_audit.plan.detectors import DetectorSpec, DirectionSpec, FalsePositiveRate, ProbeSpec, negatives_of
 from mi_audit.plan.measurements import EstimateSpec, ReadSpec
 from mi_audit.plan.places import At, Tokens
@@ -29,9 +29,6 @@ from mi_audit.stats.estimate import Estimate
 from mi_audit.stats.spread import Spread
 from mi_audit.suites.prompt import Prompt
 from mi_audit.suites.suite import Suite
-
-if TYPE_CHECKING:
-    from mi_audit.model.loaded import LoadedModel
 
 _EMBEDDING = Site(At("embed"), Tokens("all"))
 
@@ -52,7 +49,7 @@ class Bench:
 
     def __init__(
         self,
-        model: "LoadedModel",
+        model: AuditedModel,
         *,
         alpha: float,
         seed: int,

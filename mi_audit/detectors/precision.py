@@ -1,13 +1,11 @@
 """How far the scores of a model in low precision are from those that float32 would give: measured, on a sample of each reading's prompts."""
 
-import gc
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
-import torch
 
 from mi_audit.detectors.activations import ActivationStore, Request
 from mi_audit.detectors.controls import stream
@@ -18,12 +16,9 @@ from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.progress import Progress
 from mi_audit.engine.site import Site
 from mi_audit.errors import DetectorError, MiAuditError
-from mi_audit.model.load import in_float32
+from mi_audit.model.audited import AuditedModel
 from mi_audit.plan.measurements import ReadSpec
 from mi_audit.stats.spread import Spread
-
-if TYPE_CHECKING:
-    from mi_audit.model.loaded import LoadedModel
 
 SAMPLE: Final = 512
 """Prompts of each reading, or all where there are fewer."""
@@ -49,7 +44,7 @@ class Precision:
     the activations of the same checkpoint in float32.
     """
 
-    def __init__(self, model: "LoadedModel", seed: int, cache: ActivationCache | None = None, progress: Progress | None = None) -> None:
+    def __init__(self, model: AuditedModel, seed: int, cache: ActivationCache | None = None, progress: Progress | None = None) -> None:
         self._model, self._seed, self._cache, self._progress = model, seed, cache, progress
         self._failed: MiAuditError | None = None
         self._found: dict[ReadSpec, Spread | MiAuditError] = {}
@@ -75,12 +70,14 @@ class Precision:
             self._compare([_Sample.of(each, self._seed) for each in readings])
         except MiAuditError as error:
             self._failed = error
-        gc.collect()  # the modules of a model and their hooks refer to each other in circles
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        from mi_audit.model.devices import reclaim
+
+        reclaim()
 
     def _compare(self, samples: Sequence["_Sample"]) -> None:
-        exact = in_float32(self._model, progress=self._progress is not None)
+        from mi_audit.model.load import in_float32
+
+        exact = in_float32(self._model.loaded(), progress=self._progress is not None)
         store = ActivationStore(exact, None if self._cache is None else ActivationCache.of(exact, self._cache.folder.parent))
         requests = [sample.request for sample in samples]
         with as_one(self._progress, store.missing(requests)) as progress, suppress(MiAuditError):  # found again below, by the reading that it concerns

@@ -2,24 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mi_audit.detectors.fitted import FittedDetector
 from mi_audit.detectors.readings import ReadingData
 from mi_audit.engine.cache import ActivationCache
+from mi_audit.engine.encoding import encode_all
 from mi_audit.engine.every_token import EveryToken, every_token
 from mi_audit.engine.selection import select
-from mi_audit.engine.tokens import Encoded, encode
+from mi_audit.engine.tokens import Encoded
 from mi_audit.errors import DetectorError
+from mi_audit.model.audited import AuditedModel
 from mi_audit.stats.checks import Bools, Floats
 from mi_audit.suites.prompt import Prompt
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from mi_audit.model.loaded import LoadedModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,7 +35,7 @@ class TokenScores:
 
 
 def token_scores(
-    model: "LoadedModel", detector: FittedDetector, reading: ReadingData, top: int, cache: ActivationCache | None = None
+    model: AuditedModel, detector: FittedDetector, reading: ReadingData, top: int, cache: ActivationCache | None = None
 ) -> tuple[TokenScores, ...]:
     """Score every token of the `top` prompts that score highest, highest first; ties go by id. A forward pass a prompt.
 
@@ -48,9 +44,9 @@ def token_scores(
         DetectorError: a score is not finite.
     """
     prompts = [reading.suite.prompts[row] for row in highest(reading, top)]
-    encoded = [encode(model.tokenizer, prompt, max_length=model.max_length) for prompt in prompts]
+    encoded = list(encode_all(model, prompts, cache))
     tokens = every_token(model, encoded, detector.at, cache=cache)
-    return tuple(_scored(model.tokenizer, detector, prompt, each, acts) for prompt, each, acts in zip(prompts, encoded, tokens, strict=True))
+    return tuple(_scored(detector, prompt, each, acts) for prompt, each, acts in zip(prompts, encoded, tokens, strict=True))
 
 
 def highest(reading: ReadingData, top: int, cache: ActivationCache | None = None) -> Sequence[int]:
@@ -58,7 +54,7 @@ def highest(reading: ReadingData, top: int, cache: ActivationCache | None = None
     return sorted(range(len(reading.values)), key=lambda row: (-reading.values[row], reading.ids[row]))[:top]
 
 
-def _scored(tokenizer: "PreTrainedTokenizerBase", detector: FittedDetector, prompt: Prompt, encoded: Encoded, tokens: EveryToken) -> TokenScores:
+def _scored(detector: FittedDetector, prompt: Prompt, encoded: Encoded, tokens: EveryToken) -> TokenScores:
     scores = detector.score(tokens.activations.astype(np.float64))
     if not np.isfinite(scores).all():
         position = int(np.argmin(np.isfinite(scores)))
@@ -67,20 +63,19 @@ def _scored(tokenizer: "PreTrainedTokenizerBase", detector: FittedDetector, prom
     read[select(encoded, detector.spec.tokens, prompt)] = True
     if read.sum() > 1:
         read &= ~tokens.sinks
-    return TokenScores(prompt.id, texts_of(tokenizer, encoded), scores, read, tokens.sinks)
+    return TokenScores(prompt.id, texts_of(encoded), scores, read, tokens.sinks)
 
 
-def texts_of(tokenizer: "PreTrainedTokenizerBase", encoded: Encoded) -> tuple[str, ...]:
+def texts_of(encoded: Encoded) -> tuple[str, ...]:
     """The text that each token adds to those before it: empty for the later bytes of a character that is split over tokens.
 
     White space that no token's offsets cover goes to the token after it. Where the tokenizer can't tell which characters a token covers, and for tokens that it
     added by itself, the text is the token's name in the vocabulary.
     """
-    names = [str(name) for name in tokenizer.convert_ids_to_tokens(list(encoded.ids))]
     if encoded.offsets is None:
-        return tuple(names)
+        return encoded.names
     texts, reached = [], 0
-    for name, added, (_, end) in zip(names, encoded.added, encoded.offsets, strict=True):
+    for name, added, (_, end) in zip(encoded.names, encoded.added, encoded.offsets, strict=True):
         texts.append(name if added else encoded.text[reached:end])
         reached = max(reached, end)
     return tuple(texts)

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
-
 from mi_audit.engine.batches import DEFAULT_BUDGET
+from mi_audit.model.audited import AuditedModel
 
 if TYPE_CHECKING:
     from mi_audit.model.loaded import LoadedModel
@@ -17,7 +16,7 @@ SAFETY: Final = 3.0
 """Memory is fragmented, kernels want workspace, and a block holds some tensors twice while it hands them on."""
 
 
-def token_budget(model: "LoadedModel") -> int:
+def token_budget(model: AuditedModel) -> int:
     """Tokens of a batch, its padding among them: on a CPU `DEFAULT_BUDGET`, since more is no faster; on CUDA the power of two, from there to `MOST`, that fits.
 
     What fits is the memory that the weights leave over the bytes of a token: `SAFETY` × bytes of a number × (3 × intermediate size + 8 × hidden size + heads ×
@@ -27,12 +26,8 @@ def token_budget(model: "LoadedModel") -> int:
     other programs take at the moment does not count, so that the same device always gives the same batches; where that is too much after all, batches are
     halved as they fail.
     """
-    devices = {part for part in model.devices if part.type == "cuda"}
-    if not devices:
-        return DEFAULT_BUDGET
-    weights = sum(each.numel() * each.element_size() for each in model.hf.parameters()) // len(devices)
-    left = min(torch.cuda.get_device_properties(device).total_memory for device in devices) - weights
-    return fitting(left, bytes_per_token(model))
+    left = model.memory_left
+    return DEFAULT_BUDGET if left is None else fitting(left, bytes_per_token(model.loaded()))
 
 
 def bytes_per_token(model: "LoadedModel") -> float:

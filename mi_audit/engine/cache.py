@@ -14,10 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
-import torch
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from safetensors import SafetensorError
@@ -27,11 +26,9 @@ from safetensors.numpy import save as to_safetensors
 from mi_audit.engine.batches import Batch, Ids
 from mi_audit.engine.cache_folder import FACTS, limit_bytes, shrink
 from mi_audit.engine.site import Site
+from mi_audit.model.audited import AuditedModel
 from mi_audit.model.cache import ENVIRONMENT
 from mi_audit.plan.digest import Json, digest_of
-
-if TYPE_CHECKING:
-    from mi_audit.model.loaded import LoadedModel
 
 FORMAT: Final = 2
 """Counts changes of how activations are computed or stored."""
@@ -69,23 +66,22 @@ class ActivationCache:
     _locks: dict[str, FileLock] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: "LoadedModel", root: Path) -> "ActivationCache":
+    def of(cls, model: AuditedModel, root: Path) -> "ActivationCache":
         """The model's part of the cache at `root`: for these weights, this software, kind of device and way of batching, and no other.
 
         Of a model on several devices it is for their indices too: where its parts are decides which of them compute what.
         """
         identity = model.identity
-        device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else f"{model.device.type} {torch.backends.cpu.get_cpu_capability()}"
         facts: dict[str, Json] = {
             "format": FORMAT,
             "root": identity.root,
             "dtype": identity.dtype,
             "attention": identity.attention,
-            "device": device,
+            "device": model.processor,
             "batching": str(model.packing),
             "versions": dict(identity.versions),
         }
-        if model.placement.balanced:
+        if model.balanced:
             facts["placement"] = identity.device
         return cls(root / digest_of(facts)[:32], {**facts, "ref": Path(identity.ref).name})
 

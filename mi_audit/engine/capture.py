@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,17 +11,16 @@ from numpy.typing import NDArray
 from mi_audit.engine.batches import plan_batches
 from mi_audit.engine.budget import token_budget
 from mi_audit.engine.cache import ActivationCache, Kept
+from mi_audit.engine.encoding import encode_all
 from mi_audit.engine.passing import Work, work_through
 from mi_audit.engine.progress import Progress
 from mi_audit.engine.selection import select
 from mi_audit.engine.site import Site
-from mi_audit.engine.tokens import encode
+from mi_audit.engine.tokens import Encoded
 from mi_audit.errors import PromptError
+from mi_audit.model.audited import AuditedModel
 from mi_audit.plan.places import Tokens
 from mi_audit.suites.prompt import Prompt
-
-if TYPE_CHECKING:
-    from mi_audit.model.loaded import LoadedModel
 
 __all__ = ["Captures", "Site", "capture"]
 
@@ -66,7 +64,7 @@ class Captures:
 
 
 def capture(
-    model: "LoadedModel",
+    model: AuditedModel,
     prompts: Sequence[Prompt],
     sites: Iterable[Site],
     *,
@@ -99,7 +97,8 @@ def capture(
     if not sites:
         raise ValueError("capture() needs one site at least")
     selections = tuple(dict.fromkeys(site.tokens for site in sites))
-    inputs, rows = _distinct(_prepare(model, prompt, selections) for prompt in prompts)
+    encoded = encode_all(model, prompts, cache)
+    inputs, rows = _distinct(_prepare(prompt, each, selections) for prompt, each in zip(prompts, encoded, strict=True))
     readings = {site: _Reading.empty(len(inputs), model.hook_points.resolve(site.at.point, site.at.layer).width) for site in sites}
     lengths = np.array([len(each.ids) for each in inputs], dtype=np.int64)
     passed = np.zeros(len(inputs), dtype=np.bool_)
@@ -163,8 +162,7 @@ class _Reading:
         self.excluded[batch] = result.excluded
 
 
-def _prepare(model: "LoadedModel", prompt: Prompt, selections: Sequence[Tokens]) -> _Input:
-    encoded = encode(model.tokenizer, prompt, max_length=model.max_length)
+def _prepare(prompt: Prompt, encoded: Encoded, selections: Sequence[Tokens]) -> _Input:
     return _Input(prompt.id, encoded.ids, tuple(tuple(select(encoded, tokens, prompt)) for tokens in selections))
 
 

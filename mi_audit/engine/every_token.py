@@ -1,25 +1,16 @@
-"""The activation of every token of a few prompts at one hook point, where a reading keeps one vector per prompt."""
+"""The activation of every token of a few prompts at one hook point, where a reading keeps one vector per prompt. No torch before something has to pass."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from mi_audit.engine.batches import Batch
 from mi_audit.engine.cache import ActivationCache, batch_key
-from mi_audit.engine.forward import pass_through
-from mi_audit.engine.layout import Layout
 from mi_audit.engine.tokens import Encoded
-from mi_audit.errors import PromptError
-from mi_audit.model.sinks import sink_mask, token_norms
+from mi_audit.model.audited import AuditedModel
 from mi_audit.plan.places import At
-
-if TYPE_CHECKING:
-    from mi_audit.model.loaded import LoadedModel
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,7 +22,7 @@ class EveryToken:
     sinks: NDArray[np.bool_]
 
 
-def every_token(model: "LoadedModel", prompts: Sequence[Encoded], at: At, *, cache: ActivationCache | None = None) -> list[EveryToken]:
+def every_token(model: AuditedModel, prompts: Sequence[Encoded], at: At, *, cache: ActivationCache | None = None) -> list[EveryToken]:
     """Pass prompts through the decoder, one by one, as far as a hook point and keep what every token has there, in the order of the prompts.
 
     Args:
@@ -47,7 +38,7 @@ def every_token(model: "LoadedModel", prompts: Sequence[Encoded], at: At, *, cac
     return [_found(model, prompt.ids, at, cache) if cache is not None else EveryToken(prompt.ids, *_read(model, prompt.ids, at)) for prompt in prompts]
 
 
-def _found(model: "LoadedModel", ids: tuple[int, ...], at: At, cache: ActivationCache) -> EveryToken:
+def _found(model: AuditedModel, ids: tuple[int, ...], at: At, cache: ActivationCache) -> EveryToken:
     key, name = batch_key(Batch(((0,),), packed=False), [ids]), f"every token, {at}"
     known = cache.tensors(key)
     activations, sinks = known.get(f"{name}/activations"), known.get(f"{name}/sinks")
@@ -59,20 +50,7 @@ def _found(model: "LoadedModel", ids: tuple[int, ...], at: At, cache: Activation
     return EveryToken(ids, activations, sinks)
 
 
-def _read(model: "LoadedModel", ids: tuple[int, ...], at: At) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Activations [L, width] and sinks [L] of one prompt."""
-    layout = Layout.of(Batch(((0,),), packed=False), [ids], model.device)
-    heard: list[Tensor] = []
+def _read(model: AuditedModel, ids: tuple[int, ...], at: At) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    from mi_audit.engine.forward import read_alone
 
-    def hear(_: At, acts_1LD: Tensor) -> None:
-        heard.append(acts_1LD[0].to(torch.float32))
-        heard.append(sink_mask(token_norms(acts_1LD), torch.ones_like(acts_1LD[..., 0]))[0])
-
-    try:
-        pass_through(model, {at}, layout.arguments(model, None), hear)
-    except torch.OutOfMemoryError as error:
-        raise PromptError(
-            f"a prompt of {len(ids)} tokens does not fit into the memory of {model.device}; free some of it, or use --audit-device cpu"
-        ) from error
-    acts_LD, sinks_L = heard
-    return acts_LD.cpu().numpy().copy(), sinks_L.cpu().numpy().copy()
+    return read_alone(model.loaded(), ids, at)

@@ -1,11 +1,13 @@
-"""One forward pass of a batch, read at every site on the way and stopped after the deepest."""
+"""One forward pass of a batch, read at every site on the way, or of one prompt, read at every token; stopped after the deepest."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import DynamicCache
 
@@ -13,8 +15,9 @@ from mi_audit.engine.batches import Batch, Ids
 from mi_audit.engine.layout import Layout
 from mi_audit.engine.reduction import Activations, Chosen, Reduced, reduce
 from mi_audit.engine.site import Site
-from mi_audit.errors import HookPointError
+from mi_audit.errors import HookPointError, PromptError
 from mi_audit.model.full_precision import use_full_precision
+from mi_audit.model.sinks import sink_mask, token_norms
 from mi_audit.plan.places import At, Tokens
 
 if TYPE_CHECKING:
@@ -75,6 +78,30 @@ def read_batch(
 
     pass_through(model, set(by_place), layout.arguments(model, begun.past), hear)
     return reduced
+
+
+def read_alone(model: "LoadedModel", ids: tuple[int, ...], at: At) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Pass one prompt as far as a hook point: the activations float32 [L, width] of its L tokens, and which of them are attention sinks bool [L].
+
+    Raises:
+        HookPointError, ModelError: as `pass_through`.
+        PromptError: it does not fit into the device's memory.
+    """
+    layout = Layout.of(Batch(((0,),), packed=False), [ids], model.device)
+    heard: list[Tensor] = []
+
+    def hear(_: At, acts_1LD: Tensor) -> None:
+        heard.append(acts_1LD[0].to(torch.float32))
+        heard.append(sink_mask(token_norms(acts_1LD), torch.ones_like(acts_1LD[..., 0]))[0])
+
+    try:
+        pass_through(model, {at}, layout.arguments(model, None), hear)
+    except torch.OutOfMemoryError as error:
+        raise PromptError(
+            f"a prompt of {len(ids)} tokens does not fit into the memory of {model.device}; free some of it, or use --audit-device cpu"
+        ) from error
+    acts_LD, sinks_L = heard
+    return acts_LD.cpu().numpy().copy(), sinks_L.cpu().numpy().copy()
 
 
 def pass_through(model: "LoadedModel", places: set[At], called: dict[str, Any], hear: Callable[[At, Tensor], None]) -> None:

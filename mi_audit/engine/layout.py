@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mi_audit.engine.batches import Batch, Ids
-from mi_audit.model.packing import packed_mask
+from mi_audit.model.packed_mask import packed_mask
 
 if TYPE_CHECKING:
     from mi_audit.model.loaded import LoadedModel

@@ -36,6 +36,7 @@ class Encoded:
         added: whether the tokenizer put the token there by itself (BOS, EOS), so that it covers no text.
         body: the prompt's text or the chat's last message; None where the template changes that message.
         response: what was answered, if anything.
+        names: of each token that covers no text, or may not tell which, its name in the vocabulary; else empty.
     """
 
     ids: tuple[int, ...]
@@ -44,6 +45,7 @@ class Encoded:
     added: tuple[bool, ...]
     body: Piece | None
     response: Piece | None
+    names: tuple[str, ...]
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, *, max_length: int | None = None) -> Encoded:
@@ -72,7 +74,12 @@ def encode(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, *, max_length: 
     if max_length is not None and len(ids) > max_length:
         raise PromptError(f"prompt {prompt.id!r} has {len(ids)} tokens, but the model takes at most {max_length}; shorten it, or remove it from the suite")
     offsets = tuple((start, end) for start, end in encoding["offset_mapping"]) if tokenizer.is_fast else None
-    return Encoded(ids, text, offsets, added, body, response)
+    names = tuple(_name(tokenizer, token) if flag or offsets is None else "" for token, flag in zip(ids, added, strict=True))
+    return Encoded(ids, text, offsets, added, body, response, names)
+
+
+def _name(tokenizer: "PreTrainedTokenizerBase", token: int) -> str:
+    return str(tokenizer.convert_ids_to_tokens(token))
 
 
 def _join_text(prompt: Prompt) -> tuple[str, Piece, Piece | None]:

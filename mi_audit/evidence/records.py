@@ -461,6 +461,7 @@ class VolatileRecord(Record):
     seconds: dict[Name, Number]
     """Seconds per phase."""
     cache: dict[Name, Count]
-    """Cache hits by kind."""
+    """Prompts that passed through the model, and that were found in the cache; processes that loaded its weights. Where none did, what is said of its checks is
+    what an earlier run found on the same files and software."""
     reports: dict[Name, ReportFile]
     """The file in the bundle that each renderer writes."""

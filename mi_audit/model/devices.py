@@ -1,5 +1,6 @@
 """Where a model runs: on one device, or spread over all GPUs, each of which one process holds at a time."""
 
+import gc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -102,6 +103,13 @@ def need_accelerate() -> None:
     """Raise MissingDependencyError unless accelerate is installed."""
     if find_spec("accelerate") is None:
         raise MissingDependencyError("spreading a model over several devices needs accelerate: pip install accelerate")
+
+
+def reclaim() -> None:
+    """Make the memory of a model that nothing refers to any more free for others."""
+    gc.collect()  # the modules of a model and their hooks refer to each other in circles
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def input_device(module: nn.Module) -> torch.device:

@@ -5,19 +5,17 @@ from dataclasses import replace
 import torch
 
 from mi_audit.errors import ModelError
-from mi_audit.model.cache import verify_converted
-from mi_audit.model.checkpoint import Checkpoint, inspect
 from mi_audit.model.checks import SelfCheck
 from mi_audit.model.devices import choose_device, described, gpus, place, place_beside
 from mi_audit.model.full_precision import use_full_precision
 from mi_audit.model.hook_points import HookPoints
-from mi_audit.model.identity import FileDigest, ModelIdentity, chat_template_digest, digest_file, library_versions, root_of, tokenizer_digest
+from mi_audit.model.identity import ModelIdentity, chat_template_digest, library_versions, tokenizer_digest
 from mi_audit.model.loaded import LoadedModel, coarsest
+from mi_audit.model.opened import Opened
 from mi_audit.model.packing import Packing
 from mi_audit.model.packing_check import check_packing
 from mi_audit.model.progress import Steps, progress_steps
 from mi_audit.model.self_check import check_prompts, self_check
-from mi_audit.model.sources import Located, locate
 from mi_audit.model.structure import text_config
 from mi_audit.model.transformers_io import Read, read
 
@@ -32,19 +30,20 @@ def load(ref: str, *, device: str = "auto", dtype: str = "auto", progress: bool 
     read and no code that comes with a model is run. Raises ModelError, HookPointError or MissingDependencyError with what to do.
     """
     use_full_precision()
-    chosen_dtype = choose_dtype(dtype, choose_device(device))
+    choose_dtype(dtype, choose_device(device))  # what is asked for in vain is told before anything takes time
     with progress_steps(shown=progress) as steps:
-        located = locate(ref, steps)
-        checkpoint = inspect(located.folder, contained_in=located.contained_in)
-        files = _digests(checkpoint, steps)
-        if located.source_sha256 is not None:
-            verify_converted(located.folder, {file.name: file.sha256 for file in files})
-        steps.begin(f"Loading {ref}")
-        found = read(checkpoint, ref, chosen_dtype, lambda size: place(device, size, gpus(), steps.say))
-        steps.begin("Checking hook points")
-        points, checked, packing = _checked(found)
-        identity = _identity(ref, located, files, found, points)
-    return LoadedModel(ref, found.hf, found.tokenizer, points, identity, checked, packing, checkpoint, found.placement)
+        return load_opened(Opened.of(ref, steps), device, dtype, steps)
+
+
+def load_opened(opened: Opened, device: str, dtype: str, steps: Steps) -> LoadedModel:
+    """Load from files that were inspected and digested. Raises as `load`."""
+    use_full_precision()
+    chosen_dtype = choose_dtype(dtype, choose_device(device))
+    steps.begin(f"Loading {opened.ref}")
+    found = read(opened.checkpoint, opened.ref, chosen_dtype, lambda size: place(device, size, gpus(), steps.say))
+    steps.begin("Checking hook points")
+    points, checked, packing = _checked(found)
+    return LoadedModel(opened.ref, found.hf, found.tokenizer, points, _identity(opened, found, points), checked, packing, opened, found.placement)
 
 
 def in_float32(model: LoadedModel, *, progress: bool = True) -> LoadedModel:
@@ -58,16 +57,15 @@ def in_float32(model: LoadedModel, *, progress: bool = True) -> LoadedModel:
     """
     use_full_precision()
     with progress_steps(shown=progress) as steps:
-        if root_of(_digests(model.checkpoint, steps)) != model.identity.root:
-            raise ModelError(f"the files of {model.ref} have changed since it was loaded: run again on files that stay as they are")
+        model.opened.refuse_changed(steps)
         steps.begin(f"Loading {model.ref} in float32")
-        found = read(model.checkpoint, model.ref, torch.float32, lambda size: place_beside(model.placement, size, gpus()))
+        found = read(model.opened.checkpoint, model.ref, torch.float32, lambda size: place_beside(model.placement, size, gpus()))
         if coarsest(found.hf) is not torch.float32:
             raise ModelError(f"{model.ref} is quantised and can't be held in float32, so its precision can't be measured: audit the model before quantisation")
         steps.begin("Checking hook points")
         points, checked, packing = _checked(found)
     identity = replace(model.identity, dtype=_dtype(found), device=_devices(found))
-    return LoadedModel(model.ref, found.hf, found.tokenizer, points, identity, checked, packing, model.checkpoint, found.placement)
+    return LoadedModel(model.ref, found.hf, found.tokenizer, points, identity, checked, packing, model.opened, found.placement)
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype | None:
@@ -79,25 +77,17 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype | None:
     return DTYPES[dtype]
 
 
-def _digests(checkpoint: Checkpoint, steps: Steps) -> tuple[FileDigest, ...]:
-    steps.begin("Hashing the model's files", total=checkpoint.size)
-    try:
-        return tuple(FileDigest(name, *digest_file(path, steps.advance)) for name, path in sorted(checkpoint.files.items()))
-    except OSError as error:
-        raise ModelError(f"the model's files can't be read: {error}") from error
-
-
 def _checked(found: Read) -> tuple[HookPoints, SelfCheck, Packing]:
     checked, points = self_check(HookPoints.of(found.hf), found.tokenizer)
     return points, checked, check_packing(points, text_config(found.hf), check_prompts(points, found.tokenizer))
 
 
-def _identity(ref: str, located: Located, files: tuple[FileDigest, ...], found: Read, points: HookPoints) -> ModelIdentity:
-    hf = found.hf
+def _identity(opened: Opened, found: Read, points: HookPoints) -> ModelIdentity:
+    hf, located = found.hf, opened.located
     return ModelIdentity(
-        root=root_of(files),
-        files=files,
-        ref=ref,
+        root=opened.root,
+        files=opened.files,
+        ref=opened.ref,
         source=located.source,
         revision=located.revision,
         source_sha256=located.source_sha256,
@@ -107,7 +97,7 @@ def _identity(ref: str, located: Located, files: tuple[FileDigest, ...], found: 
         n_layers=points.n_layers,
         d_model=int(text_config(hf).hidden_size),
         vocabulary=int(points.decoder.embedding.weight.shape[0]),
-        tokenizer_digest=tokenizer_digest(files),
+        tokenizer_digest=tokenizer_digest(opened.files),
         chat_template_digest=chat_template_digest(found.tokenizer.chat_template),
         dtype=_dtype(found),
         device=_devices(found),

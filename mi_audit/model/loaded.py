@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mi_audit.model.checkpoint import Checkpoint
 from mi_audit.model.checks import SelfCheck
 from mi_audit.model.devices import Placement, input_device
 from mi_audit.model.hook_points import HookPoints
 from mi_audit.model.identity import ModelIdentity
+from mi_audit.model.opened import Opened
 from mi_audit.model.packing import Packing
 from mi_audit.model.structure import text_config
 
@@ -28,7 +28,7 @@ class LoadedModel:
     identity: ModelIdentity
     self_check: SelfCheck
     packing: Packing
-    checkpoint: Checkpoint
+    opened: Opened
     placement: Placement
 
     @property
@@ -76,6 +76,37 @@ class LoadedModel:
         """Context window in tokens, or None if the configuration names none."""
         length = getattr(self.config, "max_position_embeddings", None)
         return int(length) if length else None
+
+    @property
+    def processor(self) -> str:
+        """The kind of processor that it computes on, as far as it decides the numbers: "cpu AVX2", or a GPU's name."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"{self.device.type} {torch.backends.cpu.get_cpu_capability()}"
+
+    @property
+    def balanced(self) -> bool:
+        """Whether it is spread over several devices."""
+        return self.placement.balanced
+
+    @property
+    def memory_left(self) -> int | None:
+        """Bytes that the smallest of its GPUs has besides its share of the weights; None where no GPU computes.
+
+        What other programs take at the moment does not count, so that the same device always gives the same number.
+        """
+        devices = {part for part in self.devices if part.type == "cuda"}
+        if not devices:
+            return None
+        weights = sum(each.numel() * each.element_size() for each in self.hf.parameters()) // len(devices)
+        return int(min(torch.cuda.get_device_properties(device).total_memory for device in devices)) - weights
+
+    @property
+    def has_weights(self) -> bool:
+        """True; a model that is known from an earlier run may have none yet."""
+        return True
+
+    def loaded(self) -> "LoadedModel":
+        """Itself; as every `AuditedModel` has it."""
+        return self
 
     def __repr__(self) -> str:
         return (

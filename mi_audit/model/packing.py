@@ -1,15 +1,11 @@
-"""Several prompts in one row, and tokens that all prompts share passed once: how the model is told, and whether that is exact on it.
+"""Several prompts in one row, and tokens that all prompts share passed once: what is exact of it on a model, and what may be tried. No torch.
 
-A token of a packed row sees the shared tokens and the earlier ones of its own prompt, nothing else: block-diagonal attention, given to the model as a mask,
-with positions counted in each prompt. Whether an architecture does as it is told is measured at load, never assumed.
+Whether an architecture does as it is told is measured at load, never assumed.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-
-import torch
-from torch import Tensor
 
 LONGEST_ROW: Final = 256
 """Tokens of the longest packed row, shared ones included; rows of this length are checked."""
@@ -65,16 +61,3 @@ def _rotary(given: Any) -> Iterator[Mapping[str, Any]]:
     if isinstance(given, Mapping):
         yield given
         yield from (each for each in given.values() if isinstance(each, Mapping))
-
-
-def packed_mask(segments_RL: Tensor, shared: int, dtype: torch.dtype) -> Tensor:
-    """What is added to attention scores, [R, 1, L, shared + L]: 0 where a token may look, else the lowest number.
-
-    `segments_RL` numbers the prompts of each row; places without a token (0) look at each other, so that no softmax is empty.
-    """
-    rows, length = segments_RL.shape
-    own = segments_RL[:, :, None] == segments_RL[:, None, :]
-    earlier = torch.ones(length, length, dtype=torch.bool, device=segments_RL.device).tril()
-    common = (segments_RL > 0)[:, :, None].expand(rows, length, shared)
-    allowed = torch.cat([common, own & earlier], dim=-1)[:, None]
-    return torch.zeros(allowed.shape, dtype=dtype, device=segments_RL.device).masked_fill_(~allowed, torch.finfo(dtype).min)

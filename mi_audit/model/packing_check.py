@@ -12,7 +12,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from mi_audit.model.hook_points import HookPoints
-from mi_audit.model.packing import LONGEST_ROW, Packing, lengths_apart, longest_packable, packed_mask
+from mi_audit.model.packed_mask import packed_mask
+from mi_audit.model.packing import LONGEST_ROW, Packing, lengths_apart, longest_packable
 from mi_audit.model.transformers_io import LOAD_ERRORS
 
 TOLERANCE: Final = 5e-5

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from mi_audit.model.checks import Check, SelfCheck
 from mi_audit.model.devices import input_device
-from mi_audit.model.hook_points import HookPoints, Key
+from mi_audit.model.hook_map import Key
+from mi_audit.model.hook_points import HookPoints
 
 PROMPTS = (
     "The quick brown fox jumps over the lazy dog near the river bank.",

@@ -4,7 +4,8 @@ import torch
 
 from mi_audit.engine.batches import plan_batches
 from mi_audit.engine.layout import Layout
-from mi_audit.model.packing import LONGEST_ROW, Packing, packed_mask
+from mi_audit.model.packed_mask import packed_mask
+from mi_audit.model.packing import LONGEST_ROW, Packing
 
 PADDED, PACKED, SHARING = Packing(reason="asked for"), Packing(LONGEST_ROW), Packing(LONGEST_ROW, shared_prefix=True)
 

@@ -37,6 +37,11 @@ def texts(n):
     return [Prompt(f"p{number}", text="x" + "".join(rng.choice(LETTERS, rng.integers(9, 60)))) for number in range(n)]
 
 
+def batches(root):
+    """The files of batches; encoded prompts lie beside them."""
+    return [path for path in root.rglob("*.safetensors") if not path.parent.name.startswith("prompts-")]
+
+
 def same(one, other, sites):
     for site in sites:
         np.testing.assert_array_equal(one.vectors(site), other.vectors(site))
@@ -70,7 +75,7 @@ def test_a_capture_that_breaks_off_goes_on_where_it_was(model, tmp_path):
 
     with pytest.raises(RuntimeError, match="killed"):
         capture(model, texts(60), [TOP], budget=128, cache=ActivationCache.of(model, tmp_path), progress=Stop())
-    kept = sum(1 for _ in entries(tmp_path))
+    kept = len(batches(tmp_path))
     rest = capture(model, texts(60), [TOP], budget=128, cache=ActivationCache.of(model, tmp_path))
     assert kept == 3 and rest.prompts_cached > 0 and rest.prompts_forwarded > 0
     assert rest.prompts_cached + rest.prompts_forwarded == 60
@@ -80,7 +85,7 @@ def test_a_capture_that_breaks_off_goes_on_where_it_was(model, tmp_path):
 def test_a_file_that_was_changed_is_not_believed(model, tmp_path):
     cache = ActivationCache.of(model, tmp_path)
     plain = capture(model, texts(5), [TOP], cache=cache)
-    (file,) = tmp_path.rglob("*.safetensors")
+    (file,) = batches(tmp_path)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
@@ -126,8 +131,8 @@ def test_the_least_used_goes_first_and_clearing_leaves_nothing(model, tmp_path):
 
 
 def kept_as(cache, change):
-    """The one file of the cache, its tensors changed, under the name that fits its new bytes."""
-    (file,) = cache.folder.rglob("*.safetensors")
+    """The one batch of the cache, its tensors changed, under the name that fits its new bytes."""
+    (file,) = batches(cache.folder)
     content = change(load_tensors(file.read_bytes()))
     file.unlink()
     (file.parent / f"{hashlib.sha256(content).hexdigest()}.safetensors").write_bytes(content)
@@ -155,7 +160,7 @@ def test_a_file_that_fits_its_name_and_not_the_model_is_not_believed(model, tmp_
 def test_a_pipe_in_the_cache_does_not_block(model, tmp_path):
     cache = ActivationCache.of(model, tmp_path)
     plain = capture(model, texts(5), [TOP], cache=cache)
-    (file,) = tmp_path.rglob("*.safetensors")
+    (file,) = batches(tmp_path)
     file.unlink()
     os.mkfifo(file)
     again = capture(model, texts(5), [TOP], cache=cache)
@@ -166,7 +171,7 @@ def test_a_pipe_in_the_cache_does_not_block(model, tmp_path):
 def test_a_damaged_file_that_can_not_be_removed_does_not_end_the_run(model, tmp_path, monkeypatch):
     """A read-only disk; not by mode, which does not bind root."""
     plain = capture(model, texts(5), [TOP], cache=ActivationCache.of(model, tmp_path))
-    (file,) = tmp_path.rglob("*.safetensors")
+    (file,) = batches(tmp_path)
     file.write_bytes(b"damaged")
 
     def refused(*_, **__):

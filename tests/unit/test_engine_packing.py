@@ -15,7 +15,8 @@ from mi_audit.engine.tokens import encode
 from mi_audit.errors import PromptError
 from mi_audit.model import packing, packing_check
 from mi_audit.model.load import load
-from mi_audit.model.packing import Packing, packed_mask
+from mi_audit.model.packed_mask import packed_mask
+from mi_audit.model.packing import Packing
 from mi_audit.plan.places import At, Tokens
 from mi_audit.suites.prompt import Prompt
 from tests.agreement.tiny_models import LAYERS, save_tiny

@@ -17,7 +17,8 @@ from mi_audit.model import locks
 from mi_audit.model.cache import ENVIRONMENT
 from mi_audit.model.checkpoint import inspect
 from mi_audit.model.devices import Gpu, Placement, choose_device, described, place, place_beside
-from mi_audit.model.hook_points import NAMES, HookPoints
+from mi_audit.model.hook_map import NAMES
+from mi_audit.model.hook_points import HookPoints
 from mi_audit.model.load import load
 from mi_audit.model.locks import hold_all, hold_first
 from mi_audit.model.packing_check import check_packing

@@ -203,7 +203,7 @@ def test_the_sink_of_a_real_model_is_its_first_token(default_model):
     assert sink_mask(token_norms(acts), torch.ones_like(ids))[0].nonzero().flatten().tolist() == [0]
 
 
-@pytest.mark.parametrize("module", ["", ".identity", ".checks", ".catalogue", ".sources", ".shipped", ".checkpoint", ".hub", ".cache"])
+@pytest.mark.parametrize("module", ["", ".identity", ".checks", ".catalogue", ".sources", ".shipped", ".checkpoint", ".hub", ".cache", ".opening", ".packing"])
 def test_torch_free_modules(module):
     code = f"import sys, mi_audit.model{module}; assert not {{'torch', 'transformers', 'huggingface_hub'}} & sys.modules.keys()"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -83,7 +83,7 @@ def test_texts_joined_are_the_rendered_prompt(model):
     chat = Prompt("chat", messages=(Message("user", "  naïve 猫\n\tטוב 👩‍🚀 "),), response="So.")
     for prompt, added in ((chat, ()), (Prompt("text", text=" a 猫  b\n"), ("<s>",))):
         encoded = encode(model.tokenizer, prompt)
-        texts = texts_of(model.tokenizer, encoded)
+        texts = texts_of(encoded)
         assert texts[: len(added)] == added
         assert "".join(texts[len(added) :]) == encoded.text
         assert texts[texts.index("猫") :][1:3] == ("", "")

@@ -1,0 +1,62 @@
+"""Prompts as tokens, out of the cache where the same prompts were encoded before, so that nothing of the model has to be loaded for it."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from mi_audit.engine.cache import ActivationCache
+from mi_audit.engine.tokens import Encoded, Piece, encode
+from mi_audit.errors import ModelError
+from mi_audit.model.audited import AuditedModel
+from mi_audit.suites.prompt import Prompt
+
+FORMAT: Final = 1
+"""Counts changes of how prompts are encoded or kept."""
+_NAME: Final = "encoded prompts"
+
+
+def encode_all(model: AuditedModel, prompts: Sequence[Prompt], cache: ActivationCache | None) -> Iterator[Encoded]:
+    """Each prompt as the model sees it. Prompts that were encoded together before come out of the cache; others are kept there once all are encoded.
+
+    Raises:
+        PromptError: as `encode`.
+        ModelError: what is kept can't be read, or the model can't be loaded.
+    """
+    if cache is None:
+        tokenizer = model.loaded().tokenizer
+        yield from (encode(tokenizer, prompt, max_length=model.max_length) for prompt in prompts)
+        return
+    key = "prompts-" + hashlib.sha256(json.dumps([FORMAT, [prompt.digest for prompt in prompts]]).encode()).hexdigest()[:40]
+    kept = cache.tensors(key).get(_NAME)
+    lines = [] if kept is None else kept.tobytes().splitlines()
+    if len(lines) == len(prompts):
+        yield from (_read(line) for line in lines)
+        return
+    tokenizer = model.loaded().tokenizer
+    lines = []
+    for prompt in prompts:
+        encoded = encode(tokenizer, prompt, max_length=model.max_length)
+        lines.append(_line(encoded))
+        yield encoded
+    cache.put(key, {_NAME: np.frombuffer(b"\n".join(lines), dtype=np.uint8)})
+
+
+def _line(encoded: Encoded) -> bytes:
+    pieces = [None if piece is None else [piece.start, piece.end, piece.skipped] for piece in (encoded.body, encoded.response)]
+    return json.dumps([encoded.ids, encoded.text, encoded.offsets, encoded.added, *pieces, encoded.names], separators=(",", ":")).encode("ascii")
+
+
+def _read(line: bytes) -> Encoded:
+    try:
+        ids, text, offsets, added, body, response, names = json.loads(line)
+        spans = None if offsets is None else tuple((start, end) for start, end in offsets)
+        return Encoded(tuple(ids), text, spans, tuple(added), _piece(body), _piece(response), tuple(names))
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"prompts that were encoded before can't be read ({error}): clear what is kept with `mi-audit cache clear`") from error
+
+
+def _piece(numbers: Any) -> Piece | None:
+    return None if numbers is None else Piece(*numbers)
