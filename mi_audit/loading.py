@@ -1,4 +1,4 @@
-"""Open the model under audit with everything that measures on it. Importing this module is free of torch; calling it is not."""
+"""Open the model under audit with everything that measures on it. Importing this module is free of torch; calling it is, where all was read before."""
 
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -28,14 +28,13 @@ def load_bench(settings: Settings) -> "tuple[AuditedModel, Bench]":
     from mi_audit.engine.progress import TerminalProgress
 
     model: AuditedModel
-    if settings.no_cache:
+    if settings.no_cache or limit_bytes() == 0:
         from mi_audit.model.load import load
 
         model, cache = load(settings.model, device=settings.device, dtype=settings.dtype), None
     else:
         from mi_audit.model.opening import open_model
 
-        limit_bytes()  # raises for a wrong limit before anything takes time
         model = open_model(settings.model, device=settings.device, dtype=settings.dtype)
         cache = ActivationCache.of(model, activations_dir())
     progress = TerminalProgress("reading activations")

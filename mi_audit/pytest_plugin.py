@@ -44,8 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         default = f" (default {option.default})" if option.default else ""
         group.addoption(f"--audit-{option.name}", metavar=option.metavar, default=None, help=option.help + default)
         parser.addini(f"audit_{option.name}", f"{option.help} (as --audit-{option.name})", type="string", default=option.default)
-    group.addoption("--audit-no-cache", action="store_true", help="pass every prompt through the model, also those whose activations are on disk")
-    parser.addini("audit_no_cache", "pass every prompt through the model (as --audit-no-cache)", type="bool", default=False)
+    group.addoption("--audit-no-cache", action="store_true", help="load and check the model and pass every prompt through it, also where this is on disk")
+    parser.addini("audit_no_cache", "load the model and pass every prompt through it (as --audit-no-cache)", type="bool", default=False)
     group.addoption("--audit-no-plugins", action="store_true", help="leave out the plugins of other distributions (mi-audit plugins lists them)")
     parser.addini("audit_no_plugins", "leave out the plugins of other distributions (as --audit-no-plugins)", type="bool", default=False)
     group.addoption("--audit-plan", action="store_true", help="print the plan of the audits and stop; no model is loaded")

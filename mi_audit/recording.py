@@ -80,7 +80,11 @@ class Recorder:
             EvidenceError: a number or a text of it can't be evidence.
         """
         with _fit_for_evidence(result.audit.id):
-            return self._part(place, result)
+            part = self._part(place, result)
+        model = self._run.model
+        if model is not None and model.failure is not None and result.error is None:
+            raise EvidenceError(f"{result.audit.id} was judged by what an earlier run found, which can't be relied on: {model.failure}")
+        return part
 
     def _part(self, place: int, result: AuditResult) -> Part:
         model, bench = self._run.model, self._run.bench
@@ -129,11 +133,17 @@ class Recorder:
         return {phase: seconds - before.get(phase, 0.0) for phase, seconds in self._seconds_told.items()}
 
     def _cache(self) -> dict[str, int]:
-        """Prompts that passed through the model, and that were found in the cache, since the part before; and whether its weights were loaded since then."""
+        """Prompts that passed through the model, and that were found in the cache, since the part before; whether its weights were loaded since then; and
+        whether what is said of its checks was found by an earlier run."""
         model, bench = self._run.model, self._run.bench
         if model is None or bench is None:
             return {}
-        told = {"prompts passed": bench.captured.prompts, "prompts found": bench.captured.cached, "weights loaded": int(model.has_weights)}
+        told = {
+            "prompts passed": bench.captured.prompts,
+            "prompts found": bench.captured.cached,
+            "weights loaded": int(model.has_weights),
+            "checks recalled": int(model.recalled),
+        }
         before, self._cache_told = self._cache_told, told
         return {kind: count - before.get(kind, 0) for kind, count in self._cache_told.items()}
 

@@ -68,6 +68,9 @@ class Session:
         if self.plan is not None:
             with self._timed("forward passes"):
                 self._measure(self.bench, self.plan.readings)
+        if (failure := self.model.failure) is not None:
+            self.model = self.bench = None  # nothing that was known of it stands
+            raise failure
         return Auditor(self.bench.estimate, self.model.identity)
 
     def _measure(self, bench: "Bench", readings: Sequence[ReadSpec]) -> None:

@@ -1,4 +1,4 @@
-"""`mi-audit cache`: what is kept on disk of activations that were read, and how to be rid of it."""
+"""`mi-audit cache`: what is kept on disk of models, prompts and activations that were read, and how to be rid of it."""
 
 import json
 from collections import defaultdict
@@ -7,7 +7,8 @@ from pathlib import Path
 
 import typer
 
-app = typer.Typer(help="Activations kept on disk: a run with the same model and suites reads them instead of passing the prompts again.", no_args_is_help=True)
+HELP = "Activations, prompts and checks of models kept on disk: a run with the same model and suites reads them instead of passing the prompts again."
+app = typer.Typer(help=HELP, no_args_is_help=True)
 
 
 @app.command("list")
@@ -28,11 +29,11 @@ def list_kept() -> None:
 
 @app.command("clear")
 def clear_all() -> None:
-    """Remove all of it. Nothing else is lost: the next run passes its prompts through the model again."""
+    """Remove all of it. Nothing else is lost: the next run loads its model and passes its prompts through it again."""
     from mi_audit.engine.cache_folder import activations_dir, clear
-    from mi_audit.model.remembering import forget
+    from mi_audit.model.remembering import forget_all
 
-    forget()
+    forget_all()
     typer.echo(f"removed {clear(activations_dir()) / 1e6:.1f} MB")
 
 

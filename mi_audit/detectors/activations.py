@@ -88,10 +88,12 @@ class ActivationStore:
         for passes in self._passes(now, later).values():
             for each in passes:
                 together.setdefault((each.request, frozenset(each.sites)), []).append(each.prompt)
-        for (_, sites), prompts in together.items():
-            self._capture(prompts, sorted(sites, key=str), progress)
-        if self.cache is not None and together:
-            self.cache.bound()
+        try:
+            for (_, sites), prompts in together.items():
+                self._capture(prompts, sorted(sites, key=str), progress)
+        finally:
+            if self.cache is not None and together:
+                self.cache.bound()
 
     def read(self, prompts: Sequence[Prompt], site: Site) -> Activations:
         """What was captured of `prompts` at `site`, in their order; it must have been fetched."""

@@ -1,14 +1,14 @@
 """Reduced activations on disk: what passed through a model once need not pass again, in this run, after a crash, or in another process.
 
-An entry is a batch: exactly these tokens, in exactly these rows, on this model, device kind and software. So what is read back is, bit for bit, what the pass
-would give again; save for a batch that memory was too short for: it passes in halves and is kept under the key of the whole, whose numbers it gives up to
-rounding. Under an entry lie files that are named by the SHA-256 of their bytes; each holds some sites of the batch. Files appear whole or not at all.
+An entry is a batch: exactly these tokens, in exactly these rows, on this model, device kind and software; or prompts as tokens (`encoding`). So what is read
+back is, bit for bit, what the pass would give again; save for a batch that memory was too short for: it passes in halves and is kept under the key of the
+whole, whose numbers it gives up to rounding. Under an entry lie files that are named by the SHA-256 of their bytes; each holds some sites of the batch. Files
+appear whole or not at all.
 """
 
 import hashlib
 import json
 import os
-import secrets
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -27,7 +27,7 @@ from mi_audit.engine.batches import Batch, Ids
 from mi_audit.engine.cache_folder import FACTS, limit_bytes, shrink
 from mi_audit.engine.site import Site
 from mi_audit.model.audited import AuditedModel
-from mi_audit.model.cache import ENVIRONMENT
+from mi_audit.model.cache import ENVIRONMENT, write_whole
 from mi_audit.plan.digest import Json, digest_of
 
 FORMAT: Final = 2
@@ -85,6 +85,10 @@ class ActivationCache:
             facts["placement"] = identity.device
         return cls(root / digest_of(facts)[:32], {**facts, "ref": Path(identity.ref).name})
 
+    def has(self, batch: str) -> bool:
+        """Whether anything is known of a batch."""
+        return (self.folder / batch).is_dir()
+
     def read(self, batch: str, sites: Mapping[Site, str], rows: int, widths: Mapping[Site, int]) -> dict[Site, Kept]:
         """What is known of a batch at the sites, given by their keys; B must be `rows`, and the vectors as wide as `widths` says."""
         tensors = self.tensors(batch)
@@ -110,12 +114,11 @@ class ActivationCache:
             return
         content = to_safetensors(dict(tensors))
         entry = self.folder / batch
-        scratch = entry / f".{secrets.token_hex(6)}"
         try:
             self._make(entry)
             if not (self.folder / FACTS).is_file():
-                _write(self.folder / f".{secrets.token_hex(6)}", json.dumps(dict(self.facts), indent=1, sort_keys=True).encode(), self.folder / FACTS)
-            _write(scratch, content, entry / f"{hashlib.sha256(content).hexdigest()}.safetensors")
+                write_whole(self.folder / FACTS, json.dumps(dict(self.facts), indent=1, sort_keys=True).encode())
+            write_whole(entry / f"{hashlib.sha256(content).hexdigest()}.safetensors", content)
         except OSError as error:
             self._refused(error)
 
@@ -217,12 +220,3 @@ def batch_key(batch: Batch, prompts: Sequence[Ids]) -> str:
 def site_key(site: Site, positions: Sequence[Sequence[int]]) -> str:
     """What is read of a batch at a site: the hook point, and the positions in each prompt."""
     return hashlib.sha256(json.dumps([site.at.point, site.at.layer, [list(row) for row in positions]]).encode()).hexdigest()[:40]
-
-
-def _write(scratch: Path, content: bytes, target: Path) -> None:
-    try:
-        scratch.write_bytes(content)
-        os.replace(scratch, target)
-    finally:
-        with suppress(OSError):
-            scratch.unlink(missing_ok=True)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from mi_audit.engine.batches import plan_batches
 from mi_audit.engine.budget import token_budget
-from mi_audit.engine.cache import ActivationCache, Kept
+from mi_audit.engine.cache import ActivationCache, Kept, batch_key
 from mi_audit.engine.encoding import encode_all
 from mi_audit.engine.passing import Work, work_through
 from mi_audit.engine.progress import Progress
@@ -110,9 +110,12 @@ def capture(
         sites,
         cache,
     )
+    batches = plan_batches(work.ids, model.packing, token_budget(model) if budget is None else budget)
+    if cache is None or not all(cache.has(batch_key(batch, work.ids)) for batch in batches):
+        model.loaded()  # before the clock of the passes starts, and their bar
     began = perf_counter()
     with _reporting(progress, len(inputs), int(lengths.sum())):
-        for batch, results, forwarded in work_through(work, plan_batches(work.ids, model.packing, token_budget(model) if budget is None else budget)):
+        for batch, results, forwarded in work_through(work, batches):
             members = list(batch.prompts)
             for site, result in results.items():
                 readings[site].store(members, result, site, inputs)

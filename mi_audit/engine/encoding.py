@@ -1,8 +1,9 @@
 """Prompts as tokens, out of the cache where the same prompts were encoded before, so that nothing of the model has to be loaded for it."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -11,15 +12,17 @@ from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.tokens import Encoded, Piece, encode
 from mi_audit.errors import ModelError
 from mi_audit.model.audited import AuditedModel
+from mi_audit.plan.digest import digest_of, digest_of_code
 from mi_audit.suites.prompt import Prompt
 
-FORMAT: Final = 1
-"""Counts changes of how prompts are encoded or kept."""
+UNSTEADY: Final = ("strftime_now", "random", "lipsum")
+"""Words in a chat template that may render the same chat differently another time: what they gave is not kept."""
 _NAME: Final = "encoded prompts"
 
 
 def encode_all(model: AuditedModel, prompts: Sequence[Prompt], cache: ActivationCache | None) -> Iterator[Encoded]:
-    """Each prompt as the model sees it. Prompts that were encoded together before come out of the cache; others are kept there once all are encoded.
+    """Each prompt as the model sees it. Prompts that were encoded together before come out of the cache; others are kept there once all are encoded, unless the
+    chat template may render them differently another time.
 
     Raises:
         PromptError: as `encode`.
@@ -29,7 +32,7 @@ def encode_all(model: AuditedModel, prompts: Sequence[Prompt], cache: Activation
         tokenizer = model.loaded().tokenizer
         yield from (encode(tokenizer, prompt, max_length=model.max_length) for prompt in prompts)
         return
-    key = "prompts-" + hashlib.sha256(json.dumps([FORMAT, [prompt.digest for prompt in prompts]]).encode()).hexdigest()[:40]
+    key = "prompts-" + digest_of({"prompts": [prompt.digest for prompt in prompts], "code": _own_code()})[:40]
     kept = cache.tensors(key).get(_NAME)
     lines = [] if kept is None else kept.tobytes().splitlines()
     if len(lines) == len(prompts):
@@ -41,7 +44,13 @@ def encode_all(model: AuditedModel, prompts: Sequence[Prompt], cache: Activation
         encoded = encode(tokenizer, prompt, max_length=model.max_length)
         lines.append(_line(encoded))
         yield encoded
-    cache.put(key, {_NAME: np.frombuffer(b"\n".join(lines), dtype=np.uint8)})
+    if not any(word in str(tokenizer.chat_template) for word in UNSTEADY):
+        cache.put(key, {_NAME: np.frombuffer(b"\n".join(lines), dtype=np.uint8)})
+
+
+@cache
+def _own_code() -> str:
+    return digest_of_code([Path(__file__), Path(__file__).with_name("tokens.py")])
 
 
 def _line(encoded: Encoded) -> bytes:

@@ -79,7 +79,7 @@ class PartRecord(Record):
     seconds: dict[Name, Number]
     """Seconds per phase since the part before."""
     cache: dict[Name, Count]
-    """Prompts that passed through the model, and that were found in the cache, since the part before; times that its weights were loaded."""
+    """Prompts that passed through the model, and that were found in the cache, since the part before; and as `VolatileRecord.cache`."""
     cache_trouble: Text | None
     """Why the process keeps nothing more in the cache."""
 

@@ -461,7 +461,7 @@ class VolatileRecord(Record):
     seconds: dict[Name, Number]
     """Seconds per phase."""
     cache: dict[Name, Count]
-    """Prompts that passed through the model, and that were found in the cache; processes that loaded its weights. Where none did, what is said of its checks is
-    what an earlier run found on the same files and software."""
+    """Prompts that passed through the model, and that were found in the cache; processes that loaded its weights; and those that say of its checks what an
+    earlier run found on the same files, with the same software and processor."""
     reports: dict[Name, ReportFile]
     """The file in the bundle that each renderer writes."""

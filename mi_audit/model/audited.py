@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Protocol
 
+from mi_audit.errors import ModelError
 from mi_audit.model.checks import SelfCheck
 from mi_audit.model.hook_map import HookMap, HookPoint
 from mi_audit.model.identity import ModelIdentity
@@ -61,6 +62,14 @@ class AuditedModel(Protocol):
     @property
     def has_weights(self) -> bool:
         """Whether its weights are loaded in this process."""
+
+    @property
+    def recalled(self) -> bool:
+        """Whether what is said of it, but for the digests of its files, was found by an earlier run."""
+
+    @property
+    def failure(self) -> ModelError | None:
+        """Why its weights could not be had, once that was tried; what was said of it before rests on nothing then."""
 
     def loaded(self) -> "LoadedModel":
         """The model with its weights, from the files that `identity` names; they are read when first asked for.

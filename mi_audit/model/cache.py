@@ -2,9 +2,11 @@
 
 import json
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -49,6 +51,17 @@ def build_once(target: Path, build: Callable[[Path], None]) -> Path:
             f"the model cache {target.parent} can't be used ({error}); free some space there, or set {ENVIRONMENT} to a folder that you can write"
         ) from error
     return target
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Write a file that appears whole or not at all. Raises OSError."""
+    scratch = target.with_name(f".{secrets.token_hex(6)}")
+    try:
+        scratch.write_bytes(content)
+        os.replace(scratch, target)
+    finally:
+        with suppress(OSError):
+            scratch.unlink(missing_ok=True)
 
 
 def converted_folder(source_sha256: str) -> Path:

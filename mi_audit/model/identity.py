@@ -25,7 +25,7 @@ TOKENIZER_FILES = frozenset(
 )
 """Files that decide how text becomes tokens; the chat template, when it has a file of its own, is digested apart."""
 
-VERSIONED = ("mi-audit", "torch", "transformers", "tokenizers", "safetensors", "gguf")
+VERSIONED = ("mi-audit", "torch", "transformers", "tokenizers", "safetensors", "gguf", "jinja2")
 """Distributions whose version can move a number."""
 
 

@@ -15,14 +15,16 @@ if TYPE_CHECKING:
 
 
 class KnownModel:
-    """A model in float32 on a CPU, by its facts; `load` reads the weights of the same files."""
+    """A model in float32 on a CPU, by its facts; `load` reads the weights of the same files, and `drop` removes facts that prove wrong."""
 
     balanced = is_low_precision = False
+    recalled = True
     memory_left = None
 
-    def __init__(self, facts: Facts, load: "Callable[[], LoadedModel]") -> None:
-        self._facts, self._load = facts, load
+    def __init__(self, facts: Facts, load: "Callable[[], LoadedModel]", drop: Callable[[], None]) -> None:
+        self._facts, self._load, self._drop = facts, load, drop
         self._loaded: LoadedModel | None = None
+        self._failure: ModelError | None = None
         points = {(point.name, point.layer): point for point in facts.points}
         self.hook_points: HookMap[HookPoint] = HookMap(points, {(name, layer): reason for name, layer, reason in facts.refused}, facts.identity.n_layers)
 
@@ -66,17 +68,33 @@ class KnownModel:
         """Whether something had to pass through it in this process."""
         return self._loaded is not None
 
+    @property
+    def failure(self) -> ModelError | None:
+        """Why its weights could not be had, once that was tried; what was said of it before rests on nothing then."""
+        return self._failure
+
     def loaded(self) -> "LoadedModel":
-        """The model with its weights.
+        """The model with its weights. What could not be loaded is not tried again.
 
         Raises:
             ModelError: the files have changed, can't be loaded, or are not what was known of them.
         """
+        if self._failure is not None:
+            raise self._failure
         if self._loaded is None:
+            self._loaded = self._tried()
+        return self._loaded
+
+    def _tried(self) -> "LoadedModel":
+        try:
             loaded = self._load()
             if not self._facts.agrees(Facts.of(loaded)):
-                raise ModelError(
-                    f"{self.ref} is not what an earlier run found on the same files and software: clear what that run kept with `mi-audit cache clear`"
-                )
-            self._loaded = loaded
-        return self._loaded
+                self._drop()
+                raise ModelError(f"{self.ref} is not what an earlier run found on the same files and software; what that run kept is removed, so run again")
+        except ModelError as error:
+            self._failure = error
+            raise
+        except Exception as error:
+            self._failure = ModelError(f"{self.ref} can't be loaded: {type(error).__name__}: {error}")
+            raise self._failure from error
+        return loaded

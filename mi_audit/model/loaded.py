@@ -1,7 +1,7 @@
 """The model under audit, loaded, identified and checked."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -30,6 +30,10 @@ class LoadedModel:
     packing: Packing
     opened: Opened
     placement: Placement
+
+    has_weights: ClassVar[bool] = True
+    recalled: ClassVar[bool] = False
+    failure: ClassVar[None] = None
 
     @property
     def config(self) -> Any:
@@ -98,11 +102,6 @@ class LoadedModel:
             return None
         weights = sum(each.numel() * each.element_size() for each in self.hf.parameters()) // len(devices)
         return int(min(torch.cuda.get_device_properties(device).total_memory for device in devices)) - weights
-
-    @property
-    def has_weights(self) -> bool:
-        """True; a model that is known from an earlier run may have none yet."""
-        return True
 
     def loaded(self) -> "LoadedModel":
         """Itself; as every `AuditedModel` has it."""

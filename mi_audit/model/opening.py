@@ -7,7 +7,7 @@ from mi_audit.model.facts import Facts
 from mi_audit.model.known import KnownModel
 from mi_audit.model.opened import Opened
 from mi_audit.model.progress import progress_steps
-from mi_audit.model.remembering import kept_for, key_of, recall, remember
+from mi_audit.model.remembering import forget, kept_for, key_of, recall, remember
 
 if TYPE_CHECKING:
     from mi_audit.model.loaded import LoadedModel
@@ -29,7 +29,7 @@ def open_model(ref: str, *, device: str = "auto", dtype: str = "auto", progress:
         key = key_of(opened)
         known = recall(key, opened)
         if known is not None:
-            return KnownModel(known, lambda: _load_again(opened, device, dtype))
+            return KnownModel(known, lambda: _load_again(opened, progress), lambda: forget(key))
         from mi_audit.model.load import load_opened
 
         model = load_opened(opened, device, dtype, steps)
@@ -37,9 +37,9 @@ def open_model(ref: str, *, device: str = "auto", dtype: str = "auto", progress:
     return model
 
 
-def _load_again(opened: Opened, device: str, dtype: str) -> "LoadedModel":
+def _load_again(opened: Opened, progress: bool) -> "LoadedModel":
     from mi_audit.model.load import load_opened
 
-    with progress_steps(shown=False) as steps:  # the bar of the passes is on the terminal by now
+    with progress_steps(shown=progress) as steps:
         opened.refuse_changed(steps)
-        return load_opened(opened, device, dtype, steps)
+        return load_opened(opened, "cpu", "float32", steps)

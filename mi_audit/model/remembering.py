@@ -1,4 +1,4 @@
-"""Facts of models on disk, each under the digest of all that they follow from. No torch.
+"""Facts of models on disk: a file each, the SHA-256 of its second line on the first, named by the digest of all that the facts follow from. No torch.
 
 Kept of models in float32 on a CPU alone: what a GPU is, and whether there is one, only torch can tell. As trustworthy as the folder of the cache: who can
 write there can write facts.
@@ -8,23 +8,23 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
 from mi_audit.errors import ModelError
-from mi_audit.model.cache import build_once, cache_dir
+from mi_audit.model.cache import cache_dir, write_whole
 from mi_audit.model.facts import Facts
 from mi_audit.model.identity import library_versions
 from mi_audit.model.opened import Opened
-from mi_audit.plan.digest import digest_of
+from mi_audit.plan.digest import digest_of, digest_of_code
 
-FILE: Final = "facts.json"
-"""In the folder of a model: the SHA-256 of what follows, and on the next line the facts."""
+KEPT: Final = ("cpu", "float32")
+"""The device and dtype of the models whose facts are kept."""
 MAX_FILE: Final = 2**24
 CPU_INFO: Final = Path("/proc/cpuinfo")
 DEVICES: Final = Path("/dev")
@@ -45,24 +45,27 @@ def kept_for(device: str, dtype: str) -> bool:
 
 def key_of(opened: Opened) -> str:
     """What the facts follow from: the files, the software, ours among it, and the processor."""
-    return digest_of({"root": opened.root, "processor": _processor(), "versions": dict(library_versions()), "checks": _own_code()})[:40]
+    code = digest_of_code([Path(__file__).parent])
+    return digest_of({"root": opened.root, "processor": _processor(), "versions": dict(library_versions()), "code": code})[:40]
 
 
 def recall(key: str, opened: Opened) -> Facts | None:
-    """The facts under this key, of the files that were opened; None where there are none. What is damaged is removed."""
-    file = facts_dir() / key / FILE
+    """The facts under this key, of the files that were opened; None where there are none, or they are damaged."""
+    file = _file(key)
     try:
-        if file.stat().st_size > MAX_FILE:
+        status = file.lstat()
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_FILE:
             return None
         digest, _, content = file.read_bytes().partition(b"\n")
     except OSError:
         return None
+    if hashlib.sha256(content).hexdigest().encode() != digest:
+        return None
     try:
-        facts = _FACTS.validate_json(content) if hashlib.sha256(content).hexdigest().encode() == digest else None
+        facts = _FACTS.validate_json(content)
     except ValidationError:
-        facts = None
-    if facts is None or facts.identity.root != opened.root:
-        shutil.rmtree(file.parent, ignore_errors=True)
+        return None
+    if (facts.identity.root, facts.identity.device, facts.identity.dtype) != (opened.root, *KEPT):
         return None
     found = opened.located
     origin = replace(facts.identity, ref=opened.ref, source=found.source, revision=found.revision, source_sha256=found.source_sha256, licence=found.licence)
@@ -71,7 +74,7 @@ def recall(key: str, opened: Opened) -> Facts | None:
 
 def remember(key: str, facts: Facts) -> None:
     """Keep facts under a key. Those that JSON can't hold, such as a check that gave no number, are not kept; nor is anything on a disk that refuses."""
-    if (facts.identity.device, facts.identity.dtype) != ("cpu", "float32"):
+    if (facts.identity.device, facts.identity.dtype) != KEPT:
         return
     content = _FACTS.dump_json(facts)
     try:
@@ -79,24 +82,32 @@ def remember(key: str, facts: Facts) -> None:
             return
     except ValidationError:
         return
-    line = hashlib.sha256(content).hexdigest().encode() + b"\n"
-    with suppress(ModelError):  # only time is lost: the next run loads the model; the activations beside it tell of such a disk
-        build_once(facts_dir() / key, lambda folder: _write(folder / FILE, line + content))
+    with suppress(OSError):  # only time is lost: the next run loads the model; the activations beside it tell of such a disk
+        facts_dir().mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_whole(_file(key), hashlib.sha256(content).hexdigest().encode() + b"\n" + content)
 
 
-def forget() -> None:
-    """Remove the facts of all models."""
+def forget(key: str) -> None:
+    """Remove the facts under a key."""
+    with suppress(OSError):  # facts that prove wrong end this run anyway, and every one that finds them again
+        _file(key).unlink(missing_ok=True)
+
+
+def forget_all() -> int:
+    """Remove the facts of all models; how many there were.
+
+    Raises:
+        ModelError: something can't be removed.
+    """
+    known = len(list(facts_dir().glob("*.json")))
     shutil.rmtree(facts_dir(), ignore_errors=True)
+    if facts_dir().exists():
+        raise ModelError(f"{facts_dir()} can't be removed whole; see who owns what is left in it, and whether another run is using it")
+    return known
 
 
-def _write(file: Path, content: bytes) -> None:
-    file.write_bytes(content)
-
-
-@cache
-def _own_code() -> str:
-    """The digest of the modules that find out the facts: those beside this one."""
-    return digest_of({path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(__file__).parent.glob("*.py"))})
+def _file(key: str) -> Path:
+    return facts_dir() / f"{key}.json"
 
 
 def _processor() -> str | None:

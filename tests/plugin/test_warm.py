@@ -1,6 +1,7 @@
 """A second run on a model and suites that were seen: no forward pass, no weights, not even torch; and the same evidence."""
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -18,17 +19,29 @@ def audit_quiet(model):
     assert model.read(probe, toy["test"]).rate() <= 0.9
 """
 TELLS = """
+import os
 import sys
+from pathlib import Path
 
-def pytest_unconfigure():
-    print("torch was imported:", "torch" in sys.modules)
+def pytest_unconfigure(config):
+    Path(config.rootpath, f"process-{os.getpid()}").write_text(str("torch" in sys.modules))
 """
 
 
 def run(pytester: pytest.Pytester, model: Path, name: str, *, floor: float, arguments: tuple[str, ...] = ()) -> Run:
     pytester.makepyfile(audit_toy=TOY + AUDITS.format(floor=floor))
-    result = pytester.runpytest_subprocess("-s", f"--audit-model={model}", f"--audit-out={pytester.path / name}", "--audit-format=html", *arguments)
+    settings = [f"--audit-model={model}", "--audit-device=cpu", f"--audit-out={pytester.path / name}", "--audit-format=html"]
+    result = pytester.runpytest_subprocess(*settings, *arguments)
     return Run(result, pytester.path / name)
+
+
+def imported_torch(pytester: pytest.Pytester) -> set[str]:
+    """What the processes since the last call say."""
+    told = list(pytester.path.glob("process-*"))
+    texts = {path.read_text() for path in told}
+    for path in told:
+        path.unlink()
+    return texts
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="the facts of a model are kept where the system tells of its processor")
@@ -38,14 +51,58 @@ def test_a_second_run_needs_no_torch(pytester, tiny_folder, monkeypatch, argumen
     pytester.makeconftest(TELLS)
     cold = run(pytester, tiny_folder, "cold", floor=0.8)
     assert cold.bundle.volatile.cache["weights loaded"] == 1
-    cold.result.stdout.fnmatch_lines(["torch was imported: True"])
+    assert imported_torch(pytester) == {"True"}
     same, other = (run(pytester, tiny_folder, f"{floor}", floor=floor, arguments=arguments) for floor in (0.8, 0.999999))
     for warm in (same, other):
         cache = warm.bundle.volatile.cache
         assert (cache["weights loaded"], cache["prompts passed"]) == (0, 0) and cache["prompts found"] > 0
-        warm.result.stdout.fnmatch_lines(["torch was imported: False"])
         assert "were not loaded in this run" in (warm.folder / "report.html").read_text()
     assert "were not loaded in this run" not in (cold.folder / "report.html").read_text()
+    assert imported_torch(pytester) == {"False"}
     assert same.bundle.run == cold.bundle.run
     assert (same.folder / "tokens.parquet").read_bytes() == (cold.folder / "tokens.parquet").read_bytes()
     assert (cold.verdicts["audit_reads"], other.verdicts["audit_reads"]) == ("PASS", "INCONCLUSIVE")
+
+
+FORGED = """
+import mi_audit.model.facts as facts
+
+facts.Facts.agrees = lambda self, other: False
+"""
+"""What an earlier run found does not agree with what loading gives, whatever that is."""
+
+
+def prompts(pytester: pytest.Pytester) -> list[Path]:
+    """The entries of encoded prompts, those of the token scores first: they are the smallest."""
+    return sorted(pytester.path.glob("cache/activations/*/prompts-*"), key=lambda entry: sum(path.stat().st_size for path in entry.iterdir()))
+
+
+def a_suite(pytester: pytest.Pytester) -> None:
+    shutil.rmtree(prompts(pytester)[-1])
+
+
+def the_strips(pytester: pytest.Pytester) -> None:
+    shutil.rmtree(prompts(pytester)[0])
+
+
+def all_are_errors(done: Run) -> bool:
+    return done.result.ret == 12 and set(done.verdicts.values()) == {"ERROR"} and "is not what an earlier run found" in done.error("audit_reads")
+
+
+def no_evidence(done: Run) -> bool:
+    done.result.stdout.fnmatch_lines(["EVIDENCE NOT WRITTEN: *is not what an earlier run found*"])
+    return done.result.ret == 11 and not done.folder.exists()
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="the facts of a model are kept where the system tells of its processor")
+@pytest.mark.parametrize(("lacking", "check"), [(a_suite, all_are_errors), (the_strips, no_evidence)])
+def test_facts_that_prove_wrong_give_no_verdict(pytester, tiny_folder, monkeypatch, lacking, check):
+    """Whether a reading needs the weights or, once all is judged, only the token scores do."""
+    monkeypatch.setenv("MI_AUDIT_CACHE", str(pytester.path / "cache"))
+    run(pytester, tiny_folder, "cold", floor=0.8)
+    pytester.makeconftest(FORGED)
+    lacking(pytester)
+    wrong = run(pytester, tiny_folder, "wrong", floor=0.8)
+    assert check(wrong)
+    right = run(pytester, tiny_folder, "right", floor=0.8)
+    assert right.bundle.volatile.cache["weights loaded"] == 1
