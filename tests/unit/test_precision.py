@@ -13,6 +13,7 @@ from mi_audit.detectors import precision
 from mi_audit.detectors.bench import Bench
 from mi_audit.engine.capture import Site, capture
 from mi_audit.errors import ModelError
+from mi_audit.model import load as load_module
 from mi_audit.model.load import in_float32, load
 from mi_audit.plan.detectors import direction
 from mi_audit.plan.measurements import EstimateSpec, ReadSpec
@@ -104,7 +105,7 @@ def test_the_float32_model_passes_once_for_all_planned_readings_and_is_let_go(lo
         made.append(weakref.ref(copy.hf))
         return copy
 
-    monkeypatch.setattr(precision, "in_float32", noted)
+    monkeypatch.setattr(load_module, "in_float32", noted)
     one, readings = bench(low), [read(flat), read(flat, 0.0, FEW, "other")]
     one.prepare(readings)
     gc.collect()
@@ -123,5 +124,5 @@ def test_a_checkpoint_that_changed_meanwhile_decides_nothing(tiny_folder, tmp_pa
         file.seek(-4, 2)
         file.write(b"\x00\x00\x80\x3f")
     for _ in range(2):
-        with pytest.raises(ModelError, match="have changed since it was loaded"):
+        with pytest.raises(ModelError, match="have changed since they were digested"):
             one.estimate(EstimateSpec(read(flat), "mean"))
