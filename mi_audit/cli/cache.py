@@ -15,6 +15,7 @@ app = typer.Typer(help=HELP, no_args_is_help=True)
 def list_kept() -> None:
     """A line a model: how many entries, how much disk, when they were last used."""
     from mi_audit.engine.cache_folder import LIMIT, activations_dir, entries, limit_bytes
+    from mi_audit.model.remembering import facts_dir
 
     root = activations_dir()
     models: dict[Path, list[tuple[float, int]]] = defaultdict(list)
@@ -25,6 +26,7 @@ def list_kept() -> None:
         typer.echo(f"{_named(folder)}  {len(kept)} entries, {sum(size for _, size in kept) / 1e6:.1f} MB, last used {last}")
     total = sum(size for kept in models.values() for _, size in kept)
     typer.echo(f"{total / 1e6:.1f} MB in {root}, at most {limit_bytes() / 2**30:g} GiB ({LIMIT})")
+    typer.echo(f"what was checked of {len(list(facts_dir().glob('*.json')))} models in {facts_dir()}")
 
 
 @app.command("clear")

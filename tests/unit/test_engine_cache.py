@@ -218,5 +218,5 @@ def test_what_a_cache_says_of_a_model_does_nothing_to_a_terminal(model, tmp_path
     said = CliRunner().invoke(app, ["list"])
     assert said.exit_code == 0, said
     lines = said.output.splitlines()
-    assert len(lines) == 3 and all(character.isprintable() for line in lines for character in line)
+    assert len(lines) == 4 and all(character.isprintable() for line in lines for character in line)
     assert "⟨U+001B⟩" in lines[0] and "m1⟨U+001B⟩[2J" in lines[1]
