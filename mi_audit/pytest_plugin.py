@@ -3,6 +3,7 @@
 pytest loads it in every run of every project, so it imports nothing heavy, and does nothing where no audit file is collected.
 """
 
+import gc
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, nullcontext
 from datetime import UTC, datetime
@@ -55,6 +56,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """One `AuditRun` holds the state of this pytest run."""
     stack = ExitStack()
     stack.enter_context(third_party(allowed=not (config.option.audit_no_plugins or config.getini("audit_no_plugins"))))
+    stack.callback(gc.unfreeze)
     config.add_cleanup(stack.close)
     if config.option.audit_plan and hasattr(config.option, "dist"):
         config.option.dist = "no"  # planning takes no workers
@@ -69,7 +71,9 @@ def model(pytestconfig: pytest.Config) -> "Auditor":
     """The model under audit: `model.read(detector, suite)` gives readings to claim something of."""
     capture = pytestconfig.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled() if capture is not None else nullcontext():  # progress is for the person who waits, not for the log
-        return pytestconfig.stash[_run].session.open_model()
+        auditor = pytestconfig.stash[_run].session.open_model()
+    gc.freeze()  # what was imported and loaded stays to the end: collecting garbage need not look through it each time
+    return auditor
 
 
 @pytest.hookimpl(tryfirst=True)

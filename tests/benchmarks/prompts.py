@@ -73,9 +73,10 @@ def shipped(n: int, seed: int = 0) -> list[Prompt]:
 
 
 def cycled(n: int, period: int) -> list[Prompt]:
-    """`n` prompts that repeat the same `period` of lengths, told apart by a suffix of constant length, so that any multiple of the period is alike."""
+    """`n` prompts that repeat the same `period` of lengths, told apart by a number of constant length that they begin with, so that any multiple of the period
+    is alike and none has a beginning that could be shared."""
     base = mixed(period)
-    return _distinct([Prompt(f"cycled-{number}", text=f"{base[number % period].text} {number:05d}") for number in range(n)])
+    return _distinct([Prompt(f"cycled-{number}", text=f"{number:05d} {base[number % period].text}") for number in range(n)])
 
 
 def _every(rng: np.random.Generator) -> list[Prompt]:
