@@ -82,8 +82,8 @@ class Recorder:
         with _fit_for_evidence(result.audit.id):
             part = self._part(place, result)
         model = self._run.model
-        if model is not None and model.failure is not None and result.error is None:
-            raise EvidenceError(f"{result.audit.id} was judged by what an earlier run found, which can't be relied on: {model.failure}")
+        if model is not None and model.failure is not None:  # it came up after audits were judged by what an earlier run found
+            raise EvidenceError(f"what audits were judged by can't be relied on: {model.failure}")
         return part
 
     def _part(self, place: int, result: AuditResult) -> Part:

@@ -28,10 +28,10 @@ from mi_audit.engine.cache_folder import FACTS, limit_bytes, shrink
 from mi_audit.engine.site import Site
 from mi_audit.model.audited import AuditedModel
 from mi_audit.model.cache import ENVIRONMENT, write_whole
-from mi_audit.plan.digest import Json, digest_of
+from mi_audit.plan.digest import Json, digest_of, digest_of_code
 
-FORMAT: Final = 2
-"""Counts changes of how activations are computed or stored."""
+CODE: Final = ("engine", "model")
+"""Our packages by which prompts become activations."""
 
 MAX_FILE: Final = 2**31
 _COLUMNS: Final = ("vectors", "token_index", "kept", "excluded")
@@ -73,7 +73,7 @@ class ActivationCache:
         """
         identity = model.identity
         facts: dict[str, Json] = {
-            "format": FORMAT,
+            "code": digest_of_code(*(Path(__file__).parents[1] / name for name in CODE)),
             "root": identity.root,
             "dtype": identity.dtype,
             "attention": identity.attention,
@@ -99,26 +99,26 @@ class ActivationCache:
         """Keep a batch's results, as `put`."""
         self.put(batch, {f"{sites[site]}/{column}": getattr(kept, column) for site, kept in results.items() for column in _COLUMNS})
 
-    def tensors(self, batch: str) -> dict[str, NDArray[Any]]:
-        """All that is known of a batch, by name."""
+    def tensors(self, entry: str) -> dict[str, NDArray[Any]]:
+        """All that is known in an entry, by name."""
         known: dict[str, NDArray[Any]] = {}
-        for path in self._files(batch):
+        for path in self._files(entry):
             known.update(self._tensors(path))
         if known:
-            self._touch(batch)
+            self._touch(entry)
         return known
 
-    def put(self, batch: str, tensors: Mapping[str, NDArray[Any]]) -> None:
-        """Keep tensors of a batch. A disk that refuses ends the keeping, not the run."""
+    def put(self, entry: str, tensors: Mapping[str, NDArray[Any]]) -> None:
+        """Keep tensors in an entry. A disk that refuses ends the keeping, not the run."""
         if self.trouble is not None:
             return
         content = to_safetensors(dict(tensors))
-        entry = self.folder / batch
+        folder = self.folder / entry
         try:
-            self._make(entry)
+            self._make(folder)
             if not (self.folder / FACTS).is_file():
                 write_whole(self.folder / FACTS, json.dumps(dict(self.facts), indent=1, sort_keys=True).encode())
-            write_whole(entry / f"{hashlib.sha256(content).hexdigest()}.safetensors", content)
+            write_whole(folder / f"{hashlib.sha256(content).hexdigest()}.safetensors", content)
         except OSError as error:
             self._refused(error)
 
@@ -166,12 +166,12 @@ class ActivationCache:
             f" give {ENVIRONMENT} a folder with room, or --audit-no-cache"
         )
 
-    def _files(self, batch: str) -> Iterator[Path]:
+    def _files(self, entry: str) -> Iterator[Path]:
         try:
-            names = sorted(os.listdir(self.folder / batch))
+            names = sorted(os.listdir(self.folder / entry))
         except OSError:
             return
-        yield from (self.folder / batch / name for name in names if name.endswith(".safetensors") and not name.startswith("."))
+        yield from (self.folder / entry / name for name in names if name.endswith(".safetensors") and not name.startswith("."))
 
     def _tensors(self, path: Path) -> dict[str, NDArray[Any]]:
         """The tensors of a file that is what its name says; else none, and the file is gone where the disk lets it go."""
@@ -190,10 +190,10 @@ class ActivationCache:
             path.unlink(missing_ok=True)
         return {}
 
-    def _touch(self, batch: str) -> None:
+    def _touch(self, entry: str) -> None:
         """Entries that were not used for longest are removed first."""
         try:
-            os.utime(self.folder / batch)
+            os.utime(self.folder / entry)
         except OSError:
             return
 

@@ -2,8 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -12,7 +10,7 @@ from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.tokens import Encoded, Piece, encode
 from mi_audit.errors import ModelError
 from mi_audit.model.audited import AuditedModel
-from mi_audit.plan.digest import digest_of, digest_of_code
+from mi_audit.plan.digest import digest_of
 from mi_audit.suites.prompt import Prompt
 
 UNSTEADY: Final = ("strftime_now", "random", "lipsum")
@@ -32,7 +30,7 @@ def encode_all(model: AuditedModel, prompts: Sequence[Prompt], cache: Activation
         tokenizer = model.loaded().tokenizer
         yield from (encode(tokenizer, prompt, max_length=model.max_length) for prompt in prompts)
         return
-    key = "prompts-" + digest_of({"prompts": [prompt.digest for prompt in prompts], "code": _own_code()})[:40]
+    key = "prompts-" + digest_of({"prompts": [prompt.digest for prompt in prompts]})[:40]
     kept = cache.tensors(key).get(_NAME)
     lines = [] if kept is None else kept.tobytes().splitlines()
     if len(lines) == len(prompts):
@@ -46,11 +44,6 @@ def encode_all(model: AuditedModel, prompts: Sequence[Prompt], cache: Activation
         yield encoded
     if not any(word in str(tokenizer.chat_template) for word in UNSTEADY):
         cache.put(key, {_NAME: np.frombuffer(b"\n".join(lines), dtype=np.uint8)})
-
-
-@cache
-def _own_code() -> str:
-    return digest_of_code([Path(__file__), Path(__file__).with_name("tokens.py")])
 
 
 def _line(encoded: Encoded) -> bytes:

@@ -4,18 +4,15 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from mi_audit.errors import ModelError
-from mi_audit.model.checks import SelfCheck
 from mi_audit.model.facts import Facts
 from mi_audit.model.hook_map import HookMap, HookPoint
-from mi_audit.model.identity import ModelIdentity
-from mi_audit.model.packing import Packing
 
 if TYPE_CHECKING:
     from mi_audit.model.loaded import LoadedModel
 
 
 class KnownModel:
-    """A model in float32 on a CPU, by its facts; `load` reads the weights of the same files, and `drop` removes facts that prove wrong."""
+    """An `AuditedModel` in float32 on a CPU, by its facts; `load` reads the weights of the same files, and `drop` removes facts that prove wrong."""
 
     balanced = is_low_precision = False
     recalled = True
@@ -25,43 +22,10 @@ class KnownModel:
         self._facts, self._load, self._drop = facts, load, drop
         self._loaded: LoadedModel | None = None
         self._failure: ModelError | None = None
+        self.identity, self.self_check, self.packing = facts.identity, facts.self_check, facts.packing
+        self.ref, self.n_layers, self.max_length, self.processor = facts.identity.ref, facts.identity.n_layers, facts.max_length, facts.processor
         points = {(point.name, point.layer): point for point in facts.points}
-        self.hook_points: HookMap[HookPoint] = HookMap(points, {(name, layer): reason for name, layer, reason in facts.refused}, facts.identity.n_layers)
-
-    @property
-    def ref(self) -> str:
-        """What it was asked for as."""
-        return self._facts.identity.ref
-
-    @property
-    def identity(self) -> ModelIdentity:
-        """Who it is; its files were digested in this run."""
-        return self._facts.identity
-
-    @property
-    def self_check(self) -> SelfCheck:
-        """What was checked when it was loaded."""
-        return self._facts.self_check
-
-    @property
-    def packing(self) -> Packing:
-        """How its prompts may be batched."""
-        return self._facts.packing
-
-    @property
-    def n_layers(self) -> int:
-        """Number of decoder blocks."""
-        return self._facts.identity.n_layers
-
-    @property
-    def max_length(self) -> int | None:
-        """Context window in tokens, or None if the configuration names none."""
-        return self._facts.max_length
-
-    @property
-    def processor(self) -> str:
-        """The kind of processor, "cpu AVX2"."""
-        return self._facts.processor
+        self.hook_points: HookMap[HookPoint] = HookMap(points, {(name, layer): reason for name, layer, reason in facts.refused}, self.n_layers)
 
     @property
     def has_weights(self) -> bool:

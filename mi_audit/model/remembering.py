@@ -45,7 +45,7 @@ def kept_for(device: str, dtype: str) -> bool:
 
 def key_of(opened: Opened) -> str:
     """What the facts follow from: the files, the software, ours among it, and the processor."""
-    code = digest_of_code([Path(__file__).parent])
+    code = digest_of_code(Path(__file__).parent)
     return digest_of({"root": opened.root, "processor": _processor(), "versions": dict(library_versions()), "code": code})[:40]
 
 
@@ -93,17 +93,15 @@ def forget(key: str) -> None:
         _file(key).unlink(missing_ok=True)
 
 
-def forget_all() -> int:
-    """Remove the facts of all models; how many there were.
+def forget_all() -> None:
+    """Remove the facts of all models.
 
     Raises:
         ModelError: something can't be removed.
     """
-    known = len(list(facts_dir().glob("*.json")))
     shutil.rmtree(facts_dir(), ignore_errors=True)
     if facts_dir().exists():
         raise ModelError(f"{facts_dir()} can't be removed whole; see who owns what is left in it, and whether another run is using it")
-    return known
 
 
 def _file(key: str) -> Path:

@@ -1,7 +1,6 @@
 """One way to digest a description: SHA-256 over canonical JSON (RFC 8785)."""
 
 import hashlib
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,10 +14,9 @@ def digest_of(description: "dict[str, Json]") -> str:
     return hashlib.sha256(rfc8785.dumps(description)).hexdigest()
 
 
-def digest_of_code(paths: Iterable[Path]) -> str:
-    """SHA-256, in hex, over the modules at these paths and in these folders, by name: what they do may have changed where it differs."""
-    modules = [module for path in paths for module in (path.glob("*.py") if path.is_dir() else [path])]
-    return digest_of({module.name: sha256_of_file(module) for module in modules})
+def digest_of_code(*packages: Path) -> str:
+    """SHA-256, in hex, over the modules in the folders of these packages: what they do may have changed where it differs."""
+    return digest_of({f"{package.name}/{module.name}": sha256_of_file(module) for package in packages for module in package.glob("*.py")})
 
 
 def sha256_of_file(path: Path) -> str:

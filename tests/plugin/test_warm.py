@@ -106,3 +106,24 @@ def test_facts_that_prove_wrong_give_no_verdict(pytester, tiny_folder, monkeypat
     assert check(wrong)
     right = run(pytester, tiny_folder, "right", floor=0.8)
     assert right.bundle.volatile.cache["weights loaded"] == 1
+
+
+UNPLANNED = """
+other = mi.suite([dict(row, text="new: " + row["text"]) for row in rows], positive="yes", name="other")
+
+@mi.audit()
+def audit_zz_unplanned(model, tmp_path):
+    assert model.read(probe, other).auroc() >= 0.5
+"""
+"""What this audit claims is known in the run only, so that the weights are asked for once all others are judged."""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="the facts of a model are kept where the system tells of its processor")
+def test_facts_that_prove_wrong_late_take_earlier_verdicts_back(pytester, tiny_folder, monkeypatch):
+    monkeypatch.setenv("MI_AUDIT_CACHE", str(pytester.path / "cache"))
+    run(pytester, tiny_folder, "cold", floor=0.8)
+    pytester.makeconftest(FORGED)
+    pytester.makepyfile(audit_zz=TOY + UNPLANNED)
+    wrong = run(pytester, tiny_folder, "wrong", floor=0.8)
+    wrong.result.stdout.fnmatch_lines(["* 1 passed, 1 error, 1 inconclusive in *"])
+    assert no_evidence(wrong)

@@ -2,6 +2,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -102,6 +103,20 @@ def test_another_model_token_or_place_is_another_entry(model, tmp_path):
     assert capture(model, texts(4), [TOP], cache=cache).prompts_forwarded == 4
     low = load(model.ref, dtype="bfloat16", progress=False)
     assert ActivationCache.of(low, tmp_path).folder != cache.folder
+
+
+def test_what_other_code_of_ours_read_is_not_taken_for_its_own(model, tmp_path, monkeypatch):
+    """Modules of the engine and of the model's room, those of one name in both among them; the version of the distribution need not change."""
+    copies = tmp_path / "mi_audit"
+    for name in cache_module.CODE:
+        shutil.copytree(Path(cache_module.__file__).parents[1] / name, copies / name)
+    monkeypatch.setattr(cache_module, "__file__", str(copies / "engine" / "cache.py"))
+    folders = {ActivationCache.of(model, tmp_path).folder}
+    for module in ("engine/reduction.py", "engine/progress.py", "model/progress.py", "model/sinks.py"):
+        with (copies / module).open("a") as file:
+            file.write("# changed")
+        folders.add(ActivationCache.of(model, tmp_path).folder)
+    assert len(folders) == 5
 
 
 def test_a_disk_that_refuses_ends_the_keeping_and_not_the_run(model, tmp_path):

@@ -140,7 +140,7 @@ def test_other_circumstances_load_it_again(folder, monkeypatch):
         lambda patch: patch.setenv("ATEN_CPU_CAPABILITY", "default"),
         lambda patch: patch.setattr(remembering, "CPU_INFO", another),
         lambda patch: patch.setattr(remembering, "CPU_INFO", folder / "config.json"),
-        lambda patch: patch.setattr(remembering, "digest_of_code", lambda paths: "changed"),
+        lambda patch: patch.setattr(remembering, "digest_of_code", lambda *packages: "changed"),
     ):
         with monkeypatch.context() as patch:
             change(patch)
