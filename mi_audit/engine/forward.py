@@ -1,9 +1,8 @@
 """One forward pass of a batch, read at every site on the way, or of one prompt, read at every token; stopped after the deepest."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,10 +12,10 @@ from transformers import DynamicCache
 
 from mi_audit.engine.batches import Batch, Ids
 from mi_audit.engine.layout import Layout
+from mi_audit.engine.listening import Listening
 from mi_audit.engine.reduction import Activations, Chosen, Reduced, reduce
 from mi_audit.engine.site import Site
-from mi_audit.errors import HookPointError, PromptError
-from mi_audit.model.full_precision import use_full_precision
+from mi_audit.errors import PromptError
 from mi_audit.model.sinks import sink_mask, token_norms
 from mi_audit.plan.places import At, Tokens
 
@@ -32,24 +31,31 @@ class Beginning:
     acts: Mapping[At, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, model: "LoadedModel", prefix: Ids, sites: Sequence[Site]) -> "Beginning":
+    def of(cls, model: "LoadedModel", listening: Listening, prefix: Ids, sites: Sequence[Site]) -> "Beginning":
         """Pass the tokens as far as the deepest site; for no tokens there is nothing to pass."""
         if not prefix:
             return cls()
         past = DynamicCache()
         acts: dict[At, Tensor] = {}
         called = {"input_ids": torch.tensor([prefix], device=model.device), "past_key_values": past, "use_cache": True}
-        pass_through(model, {site.at for site in sites}, called, lambda at, acts_1PD: acts.__setitem__(at, acts_1PD[0].to(model.device, copy=True)))
+        listening.pass_through({site.at for site in sites}, called, lambda at, acts_1PD: acts.__setitem__(at, acts_1PD[0].to(model.device, copy=True)))
         return cls(past, acts)
 
 
 def read_batch(
-    model: "LoadedModel", batch: Batch, prompts: Sequence[Ids], positions: Mapping[Tokens, Sequence[Sequence[int]]], sites: Sequence[Site], begun: Beginning
+    model: "LoadedModel",
+    listening: Listening,
+    batch: Batch,
+    prompts: Sequence[Ids],
+    positions: Mapping[Tokens, Sequence[Sequence[int]]],
+    sites: Sequence[Site],
+    begun: Beginning,
 ) -> dict[Site, Reduced]:
-    """Pass a batch's B prompts through the decoder (no LM head) as far as the deepest site; the listeners are gone afterwards, also after an error.
+    """Pass a batch's B prompts through the decoder (no LM head) as far as the deepest site.
 
     Args:
         model: the model.
+        listening: listeners at the sites, and maybe others.
         batch: which of the prompts, and in which rows.
         prompts: token ids of every prompt.
         positions: for each selection the positions that it names in each prompt of the batch, in the order of `batch.prompts`.
@@ -60,7 +66,7 @@ def read_batch(
         What was read at each site, in the order of `batch.prompts`.
 
     Raises:
-        HookPointError: the model has no such hook point, or the pass did not come by it.
+        HookPointError: the pass did not come by a hook point.
         torch.OutOfMemoryError: the batch does not fit into the device's memory.
     """
     layout = Layout.of(batch, prompts, model.device)
@@ -76,7 +82,7 @@ def read_batch(
         sinks_BT = acts.sinks() if any(chosen[site.tokens].pooled for site in by_place[at]) else None
         reduced.update({site: reduce(acts, chosen[site.tokens], sinks_BT) for site in by_place[at]})
 
-    pass_through(model, set(by_place), layout.arguments(model, begun.past), hear)
+    listening.pass_through(set(by_place), layout.arguments(model, begun.past), hear)
     return reduced
 
 
@@ -84,7 +90,8 @@ def read_alone(model: "LoadedModel", ids: tuple[int, ...], at: At) -> tuple[NDAr
     """Pass one prompt as far as a hook point: the activations float32 [L, width] of its L tokens, and which of them are attention sinks bool [L].
 
     Raises:
-        HookPointError, ModelError: as `pass_through`.
+        HookPointError: the model has no such hook point, or the pass did not come by it.
+        ModelError: the environment takes digits off float32.
         PromptError: it does not fit into the device's memory.
     """
     layout = Layout.of(Batch(((0,),), packed=False), [ids], model.device)
@@ -95,43 +102,11 @@ def read_alone(model: "LoadedModel", ids: tuple[int, ...], at: At) -> tuple[NDAr
         heard.append(sink_mask(token_norms(acts_1LD), torch.ones_like(acts_1LD[..., 0]))[0])
 
     try:
-        pass_through(model, {at}, layout.arguments(model, None), hear)
+        with Listening(model, [at]) as listening:
+            listening.pass_through({at}, layout.arguments(model, None), hear)
     except torch.OutOfMemoryError as error:
         raise PromptError(
             f"a prompt of {len(ids)} tokens does not fit into the memory of {model.device}; free some of it, or use --audit-device cpu"
         ) from error
     acts_LD, sinks_L = heard
     return acts_LD.cpu().numpy().copy(), sinks_L.cpu().numpy().copy()
-
-
-def pass_through(model: "LoadedModel", places: set[At], called: dict[str, Any], hear: Callable[[At, Tensor], None]) -> None:
-    """Call the decoder, let `hear` have the activation at each place, and end the pass after the deepest; the listeners are gone afterwards.
-
-    Raises:
-        HookPointError: the model has no such hook point, or the pass did not come by it.
-        ModelError: the environment takes digits off float32.
-    """
-    use_full_precision()
-    waiting = set(places)
-
-    def listener(at: At) -> Callable[[Tensor], None]:
-        def heard(acts_RLD: Tensor) -> None:
-            hear(at, acts_RLD)
-            waiting.discard(at)
-            if not waiting:
-                raise _DeepestRead
-
-        return heard
-
-    with ExitStack() as listening, torch.inference_mode():
-        for at in places:
-            listening.callback(model.hook_points.resolve(at.point, at.layer).listen(listener(at)).remove)
-        try:
-            model.base(**called)
-        except _DeepestRead:
-            return
-    raise HookPointError(f"the forward pass did not come by {', '.join(sorted(map(str, waiting)))}; load the model again to resolve its hook points")
-
-
-class _DeepestRead(Exception):  # noqa: N818 — no error: it ends a forward pass whose remaining blocks nobody reads
-    """All sites of this pass are read."""

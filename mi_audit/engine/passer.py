@@ -10,6 +10,7 @@ import torch
 from mi_audit.engine.batches import Batch, Ids
 from mi_audit.engine.cache import Kept
 from mi_audit.engine.forward import Beginning, read_batch
+from mi_audit.engine.listening import Listening
 from mi_audit.engine.reduction import Reduced
 from mi_audit.engine.site import Site
 from mi_audit.errors import PromptError
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 class Passer:
     """Passes batches of one piece of work through its model. Remembers the last shared beginning, and what memory was too short for."""
 
-    def __init__(self, work: "Work") -> None:
-        self._work, self._model = work, work.model.loaded()
+    def __init__(self, work: "Work", listening: Listening) -> None:
+        self._work, self._model, self._listening = work, work.model.loaded(), listening
         self._begun: tuple[Ids, tuple[Site, ...], Beginning] | None = None
         self._too_many: int | None = None
 
@@ -62,14 +63,15 @@ class Passer:
         return {site: _joined([results[index][site] for index in batch.prompts]) for site in sites}
 
     def _pass(self, batch: Batch, sites: tuple[Site, ...]) -> dict[Site, Kept]:
-        reduced = read_batch(self._model, batch, self._work.ids, self._work.positions_of(batch), sites, self._beginning(batch.prefix, sites))
+        begun = self._beginning(batch.prefix, sites)
+        reduced = read_batch(self._model, self._listening, batch, self._work.ids, self._work.positions_of(batch), sites, begun)
         return {site: _on_host(result) for site, result in reduced.items()}
 
     def _beginning(self, prefix: Ids, sites: tuple[Site, ...]) -> Beginning:
         """Of the last batch, where it began with the same tokens: those that do follow each other."""
         if self._begun is None or self._begun[:2] != (prefix, sites):
             self._begun = None  # its memory is free before the next takes some
-            self._begun = prefix, sites, Beginning.of(self._model, prefix, sites)
+            self._begun = prefix, sites, Beginning.of(self._model, self._listening, prefix, sites)
         return self._begun[2]
 
 

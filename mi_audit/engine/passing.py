@@ -1,6 +1,8 @@
 """From planned batches to results: out of the cache, through the model, or from the process beside this one. No torch before something has to pass."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -12,7 +14,10 @@ from mi_audit.model.audited import AuditedModel
 from mi_audit.plan.places import Tokens
 
 if TYPE_CHECKING:
-    from mi_audit.engine.passer import Passer
+    from mi_audit.engine.workers import Workers
+
+Result = tuple[Batch, dict[Site, Kept], bool]
+"""A batch, what was read of it, and whether it passed through the model here."""
 
 
 @dataclass
@@ -39,50 +44,88 @@ class Work:
         """The positions of every selection in the batch's prompts, in their order."""
         return {tokens: [each[index] for index in batch.prompts] for tokens, each in self.positions.items()}
 
-    def read(self, batch: Batch, sites: tuple[Site, ...]) -> dict[Site, Kept]:
-        """Pass a batch through the model, as `Passer.read`; the weights are loaded by the first."""
-        return self._passer.read(batch, sites)
-
     @cached_property
-    def _passer(self) -> "Passer":
-        from mi_audit.engine.passer import Passer
+    def workers(self) -> "Workers":
+        """What passes batches through the model; the weights are loaded by the first call."""
+        from mi_audit.engine.workers import Workers
 
-        return Passer(self)
-
-
-def work_through(work: Work, batches: Sequence[Batch]) -> Iterator[tuple[Batch, dict[Site, Kept], bool]]:
-    """Each batch with its results, and whether it passed through the model here. With a cache, what another process is passing comes last."""
-    cache = work.cache
-    if cache is None:
-        for batch in batches:
-            yield batch, work.read(batch, work.sites), True
-        return
-    waiting: list[Batch] = []
-    for batch in batches:
-        key = batch_key(batch, work.ids)
-        found = cache.read(key, work.keys(batch), len(batch.prompts), work.widths)
-        if len(found) == len(work.sites):
-            yield batch, found, False
-        elif cache.try_lock(key):
-            yield batch, *_complete(work, cache, batch, key)
-        else:
-            waiting.append(batch)
-    for batch in waiting:
-        key = batch_key(batch, work.ids)
-        cache.wait_lock(key)
-        yield batch, *_complete(work, cache, batch, key)
+        return Workers(self)
 
 
-def _complete(work: Work, cache: ActivationCache, batch: Batch, key: str) -> tuple[dict[Site, Kept], bool]:
-    """Read what the cache lacks of a batch that this process has locked, and keep it."""
+def work_through(work: Work, batches: Sequence[Batch]) -> Iterator[Result]:
+    """Each batch with its results: those that pass through the model in their order. With a cache, what another process is passing comes last.
+
+    Raises:
+        PromptError: as `Passer.read`; of several batches that can't pass the first in order is told.
+    """
+    through = _Through(work)
     try:
-        keys = work.keys(batch)
-        found = cache.read(key, keys, len(batch.prompts), work.widths)
-        lacking = tuple(site for site in work.sites if site not in found)
-        if lacking:
-            fresh = work.read(batch, lacking)
-            cache.keep(key, keys, fresh)
-            found.update(fresh)
-        return found, bool(lacking)
+        waiting = []
+        for batch in batches:
+            if not through.begin(batch, wait=False):
+                waiting.append(batch)
+            yield from through.ended()
+        yield from through.ended(every=True)  # before another process is waited for, which may wait for these
+        for batch in waiting:
+            through.begin(batch, wait=True)
+            yield from through.ended(every=True)
     finally:
-        cache.unlock(key)
+        through.close()
+
+
+class _Through:
+    """The batches that are under way, in their order; those that have to pass are locked in the cache until they are kept."""
+
+    def __init__(self, work: Work) -> None:
+        self._work, self._cache = work, work.cache
+        self._known: list[Result] = []
+        self._passing: deque[tuple[Batch, dict[Site, Kept], Future[dict[Site, Kept]]]] = deque()
+        self._locked: dict[Batch, str] = {}
+
+    def begin(self, batch: Batch, *, wait: bool) -> bool:
+        """Look a batch up, or have it pass; False if another process has it and is not waited for."""
+        found = {} if wait else self._look_up(batch)
+        if len(found) < len(self._work.sites) and self._cache is not None:
+            key = batch_key(batch, self._work.ids)
+            if wait:
+                self._cache.wait_lock(key)
+            elif not self._cache.try_lock(key):
+                return False
+            self._locked[batch] = key
+            found = self._look_up(batch)  # once more: it may have been kept since
+        lacking = tuple(site for site in self._work.sites if site not in found)
+        if lacking:
+            self._passing.append((batch, found, self._work.workers.start(batch, lacking)))
+        else:
+            self._unlock(batch)
+            self._known.append((batch, found, False))
+        return True
+
+    def ended(self, *, every: bool = False) -> Iterator[Result]:
+        """What is known, and what has passed: so much that one batch waits for each that is passing, or every batch."""
+        while self._known:
+            yield self._known.pop()
+        while self._passing and (every or len(self._passing) >= 2 * self._work.workers.number):
+            batch, found, passing = self._passing.popleft()
+            fresh = passing.result()
+            if self._cache is not None:
+                self._cache.keep(self._locked[batch], self._work.keys(batch), fresh)
+            self._unlock(batch)
+            yield batch, found | fresh, True
+
+    def close(self) -> None:
+        """End what is under way, and let its batches go."""
+        if "workers" in self._work.__dict__:
+            self._work.workers.close()
+        for batch in list(self._locked):
+            self._unlock(batch)
+
+    def _look_up(self, batch: Batch) -> dict[Site, Kept]:
+        if self._cache is None:
+            return {}
+        return self._cache.read(batch_key(batch, self._work.ids), self._work.keys(batch), len(batch.prompts), self._work.widths)
+
+    def _unlock(self, batch: Batch) -> None:
+        key = self._locked.pop(batch, None)
+        if key is not None and self._cache is not None:
+            self._cache.unlock(key)

@@ -15,6 +15,7 @@ from mi_audit.model.opened import Opened
 from mi_audit.model.packing import Packing
 from mi_audit.model.packing_check import check_packing
 from mi_audit.model.progress import Steps, progress_steps
+from mi_audit.model.reentrant import is_reentrant
 from mi_audit.model.self_check import check_prompts, self_check
 from mi_audit.model.structure import text_config
 from mi_audit.model.transformers_io import Read, read
@@ -42,8 +43,9 @@ def load_opened(opened: Opened, device: str, dtype: str, steps: Steps) -> Loaded
     steps.begin(f"Loading {opened.ref}")
     found = read(opened.checkpoint, opened.ref, chosen_dtype, lambda size: place(device, size, gpus(), steps.say))
     steps.begin("Checking hook points")
-    points, checked, packing = _checked(found)
-    return LoadedModel(opened.ref, found.hf, found.tokenizer, points, _identity(opened, found, points), checked, packing, opened, found.placement)
+    points, checked, packing, reentrant = _checked(found)
+    identity = _identity(opened, found, points)
+    return LoadedModel(opened.ref, found.hf, found.tokenizer, points, identity, checked, packing, reentrant, opened, found.placement)
 
 
 def in_float32(model: LoadedModel, *, progress: bool = True) -> LoadedModel:
@@ -63,9 +65,9 @@ def in_float32(model: LoadedModel, *, progress: bool = True) -> LoadedModel:
         if coarsest(found.hf) is not torch.float32:
             raise ModelError(f"{model.ref} is quantised and can't be held in float32, so its precision can't be measured: audit the model before quantisation")
         steps.begin("Checking hook points")
-        points, checked, packing = _checked(found)
+        points, checked, packing, reentrant = _checked(found)
     identity = replace(model.identity, dtype=_dtype(found), device=_devices(found))
-    return LoadedModel(model.ref, found.hf, found.tokenizer, points, identity, checked, packing, model.opened, found.placement)
+    return LoadedModel(model.ref, found.hf, found.tokenizer, points, identity, checked, packing, reentrant, model.opened, found.placement)
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype | None:
@@ -77,9 +79,11 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype | None:
     return DTYPES[dtype]
 
 
-def _checked(found: Read) -> tuple[HookPoints, SelfCheck, Packing]:
+def _checked(found: Read) -> tuple[HookPoints, SelfCheck, Packing, bool]:
     checked, points = self_check(HookPoints.of(found.hf), found.tokenizer)
-    return points, checked, check_packing(points, text_config(found.hf), check_prompts(points, found.tokenizer))
+    prompts = check_prompts(points, found.tokenizer)
+    packing = check_packing(points, text_config(found.hf), prompts)
+    return points, checked, packing, not packing.apart and is_reentrant(points.decoder.base, prompts)
 
 
 def _identity(opened: Opened, found: Read, points: HookPoints) -> ModelIdentity:

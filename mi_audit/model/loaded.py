@@ -19,7 +19,7 @@ from mi_audit.model.structure import text_config
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
     """A decoder in evaluation mode without gradients, its tokenizer, its hook points, who it is, what its self-check found, how its prompts may be batched,
-    its files and where it went."""
+    whether its passes may run side by side (in threads), its files and where it went."""
 
     ref: str
     hf: PreTrainedModel
@@ -28,6 +28,7 @@ class LoadedModel:
     identity: ModelIdentity
     self_check: SelfCheck
     packing: Packing
+    reentrant: bool
     opened: Opened
     placement: Placement
 

@@ -1,0 +1,90 @@
+"""Forward passes of one model, one or several at a time, heard at chosen places and stopped after the deepest."""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from functools import partial
+from threading import Event, local
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import torch
+from torch import Tensor
+
+from mi_audit.errors import HookPointError
+from mi_audit.model.full_precision import use_full_precision
+from mi_audit.plan.places import At
+
+if TYPE_CHECKING:
+    from mi_audit.model.loaded import LoadedModel
+
+Hear = Callable[[At, Tensor], None]
+
+
+class Listening:
+    """Listeners at places of a model, a context manager: they are there inside of it and gone afterwards, also after an error.
+
+    They are neither added nor removed while a pass is under way, which torch's hooks would not bear, and each hears for the pass of its own thread.
+
+    Raises:
+        HookPointError: the model has no such hook point; on entering.
+    """
+
+    def __init__(self, model: "LoadedModel", places: Iterable[At]) -> None:
+        self._model, self._places = model, tuple(places)
+        self._listeners, self._own, self._stopped = ExitStack(), local(), Event()
+
+    def __enter__(self) -> Self:
+        points = self._model.hook_points
+        with ExitStack() as added:
+            for block in points.decoder.blocks:
+                added.callback(block.module.register_forward_pre_hook(self._go_on).remove)
+            for at in self._places:
+                added.callback(points.resolve(at.point, at.layer).listen(partial(self._heard, at)).remove)
+            self._listeners = added.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._listeners.close()
+
+    def pass_through(self, places: set[At], called: dict[str, Any], hear: Hear) -> None:
+        """Call the decoder, let `hear` have the activation at each of the places, and end the pass after the deepest.
+
+        Raises:
+            HookPointError: the pass did not come by a place.
+            ModelError: the environment takes digits off float32.
+        """
+        use_full_precision()
+        self._own.hear, self._own.waiting = hear, set(places)
+        try:
+            with torch.inference_mode():
+                self._model.base(**called)
+        except _DeepestRead:
+            return
+        finally:
+            missed, self._own.waiting = self._own.waiting, set()
+        raise HookPointError(f"the forward pass did not come by {', '.join(sorted(map(str, missed)))}; load the model again to resolve its hook points")
+
+    def stop(self) -> None:
+        """End the passes that are under way at their next block; whoever waits for them gets an exception."""
+        self._stopped.set()
+
+    def _heard(self, at: At, acts_RLD: Tensor) -> None:
+        waiting: set[At] = getattr(self._own, "waiting", set())
+        if at not in waiting:
+            return
+        self._own.hear(at, acts_RLD)
+        waiting.discard(at)
+        if not waiting:
+            raise _DeepestRead
+
+    def _go_on(self, *_: object) -> None:
+        if self._stopped.is_set():
+            raise _Stopped
+
+
+class _DeepestRead(Exception):  # noqa: N818 — no error: it ends a forward pass whose remaining blocks nobody reads
+    """All places of this pass are read."""
+
+
+class _Stopped(Exception):  # noqa: N818 — no error: nobody waits for this pass any more
+    """The passes were stopped."""
