@@ -3,6 +3,7 @@
 pytest loads it in every run of every project, so it imports nothing heavy, and does nothing where no audit file is collected.
 """
 
+import atexit
 import gc
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, nullcontext
@@ -73,6 +74,7 @@ def model(pytestconfig: pytest.Config) -> "Auditor":
     with capture.global_and_fixture_disabled() if capture is not None else nullcontext():  # progress is for the person who waits, not for the log
         auditor = pytestconfig.stash[_run].session.open_model()
     gc.freeze()  # what was imported and loaded stays to the end: collecting garbage need not look through it each time
+    atexit.register(gc.freeze)  # nor when the process ends
     return auditor
 
 

@@ -1,5 +1,6 @@
 """Fixtures that several kinds of test share; each real model is loaded once in a session."""
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,16 @@ pytest_plugins = ["pytester"]
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+def cores() -> Iterator[Callable[[int], None]]:
+    """Let torch have so many cores, whether the machine has them or not."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

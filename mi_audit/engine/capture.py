@@ -1,7 +1,7 @@
 """Activations of many prompts at many sites: one forward pass per batch, reduced at the tap to one vector per prompt and site."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -114,8 +114,8 @@ def capture(
     if cache is None or not all(cache.has(batch_key(batch, work.ids)) for batch in batches):
         model.loaded()  # before the clock of the passes starts, and their bar
     began = perf_counter()
-    with _reporting(progress, len(inputs), int(lengths.sum())):
-        for batch, results, forwarded in work_through(work, batches):
+    with _reporting(progress, len(inputs), int(lengths.sum())), closing(work_through(work, batches)) as passing:
+        for batch, results, forwarded in passing:
             members = list(batch.prompts)
             for site, result in results.items():
                 readings[site].store(members, result, site, inputs)

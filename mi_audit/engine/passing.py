@@ -1,7 +1,7 @@
 """From planned batches to results: out of the cache, through the model, or from the process beside this one. No torch before something has to pass."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,8 +52,10 @@ class Work:
         return Workers(self)
 
 
-def work_through(work: Work, batches: Sequence[Batch]) -> Iterator[Result]:
+def work_through(work: Work, batches: Sequence[Batch]) -> Generator[Result]:
     """Each batch with its results: those that pass through the model in their order. With a cache, what another process is passing comes last.
+
+    Whoever does not take all closes it: passes are under way, and batches locked.
 
     Raises:
         PromptError: as `Passer.read`; of several batches that can't pass the first in order is told.

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
 from mi_audit.engine.batches import plan_batches
 from mi_audit.engine.layout import Layout
@@ -60,6 +61,17 @@ def test_a_layout_knows_where_each_token_stands():
     for row, index in enumerate(batch.prompts):
         tokens = flat[layout.index[row][layout.real[row]] - layout.shared]
         assert tuple(tokens.tolist()) == (ids * 3)[index]
+
+
+@pytest.mark.parametrize("shared", [0, 2])
+def test_attention_prompt_by_prompt_is_attention_under_the_mask(shared):
+    segments = torch.tensor([[1, 1, 1, 2, 3, 3, 0], [1, 2, 2, 2, 2, 2, 2]])
+    torch.manual_seed(0)
+    queries, keys, values = (torch.randn(2, 3, length, 8).double() for length in (7, shared + 7, shared + 7))
+    mask = packed_mask(segments, shared, torch.float64)
+    attended = scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=0.7)
+    torch.testing.assert_close(attended[:, :, :6], torch.softmax(0.7 * queries @ keys.mT + mask, dim=-1)[:, :, :6] @ values, rtol=1e-12, atol=1e-12)
+    assert not attended[0, :, 6].any()  # nothing stands there, and nothing was computed
 
 
 def test_a_packed_token_sees_the_shared_tokens_and_its_own_prompt_so_far():

@@ -90,7 +90,8 @@ def test_a_number_that_is_none_is_the_fault_of_its_own_prompt(tmp_path):
         capture(model, prompts, [Site(At("resid_post", layer=1), LAST)])
 
 
-def test_memory_that_is_short_takes_less_at_a_time(tmp_path):
+def test_memory_that_is_short_takes_less_at_a_time(tmp_path, cores):
+    cores(1)
     model, site = widened(tmp_path, "llama"), Site(At("resid_post", layer=1), LAST)
     plain = capture(model, texts(30, BEGIN), [site]).vectors(site)
     sizes = []
@@ -106,8 +107,9 @@ def test_memory_that_is_short_takes_less_at_a_time(tmp_path):
     assert sum(size > 300 for size in sizes) <= 2
 
 
-def test_a_batch_that_memory_is_too_short_for_halves_those_that_are_as_large_and_no_others(tmp_path):
-    """Sizes count tokens: the forty short prompts after it take half of them and pass whole."""
+def test_a_batch_that_memory_is_too_short_for_halves_those_that_are_as_large_and_no_others(tmp_path, cores):
+    """Sizes count tokens: the forty short prompts after it take half of them and pass whole. Each thread finds out for itself, so there is one."""
+    cores(1)
     model, site = widened(tmp_path, "llama"), Site(At("resid_post", layer=1), LAST)
     object.__setattr__(model, "packing", Packing(reason="asked for"))
     sizes = []

@@ -1,0 +1,129 @@
+"""Passes side by side: the same numbers, no listener or lock left behind, and one at a time where a model could not bear more."""
+
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier, Event, get_ident
+
+import numpy as np
+import pytest
+import torch
+
+from mi_audit.engine.batches import plan_batches
+from mi_audit.engine.cache import ActivationCache, batch_key
+from mi_audit.engine.capture import Site, capture
+from mi_audit.engine.listening import Listening
+from mi_audit.engine.tokens import encode
+from mi_audit.errors import PromptError
+from mi_audit.model.load import load
+from mi_audit.model.reentrant import is_reentrant
+from mi_audit.plan.places import At, Tokens
+from mi_audit.suites.prompt import Prompt
+from tests.agreement.tiny_models import save_tiny
+
+TOP, MEAN = Site(At("resid_post", layer=2), Tokens("last")), Site(At("resid_pre", layer=1), Tokens("all"))
+LETTERS = np.array(list("abcdefgh "))
+
+
+@pytest.fixture
+def model(tiny_folder):
+    return load(str(tiny_folder), progress=False)
+
+
+def texts(n):
+    rng = np.random.default_rng(0)
+    return [Prompt(f"p{number}", text="x" + "".join(rng.choice(LETTERS, rng.integers(9, 60)))) for number in range(n)]
+
+
+def meeting(model):
+    """Have passes wait, as they begin, until as many as the barrier takes are there; the threads that passed by."""
+    barrier, threads = Barrier(3), []
+
+    def wait(module, args):
+        threads.append(get_ident())
+        if len(threads) <= 3:
+            barrier.wait(timeout=20)
+
+    return threads, model.base.get_input_embeddings().register_forward_pre_hook(wait)
+
+
+def test_passes_side_by_side_give_the_same_numbers_bit_for_bit(model, cores, tmp_path):
+    cores(1)
+    alone = capture(model, texts(60), [TOP, MEAN], budget=64)
+    capture(model, texts(60), [TOP], budget=64, cache=ActivationCache.of(model, tmp_path))
+    cores(3)
+    threads, handle = meeting(model)
+    beside = capture(model, texts(60), [TOP, MEAN], budget=64)
+    handle.remove()
+    assert len(set(threads)) == 3
+    completed = capture(model, texts(60), [TOP, MEAN], budget=64, cache=ActivationCache.of(model, tmp_path))  # each batch lacks one of the sites
+    for captures in (beside, completed):
+        assert captures.prompts_forwarded == 60
+        for site in (TOP, MEAN):
+            np.testing.assert_array_equal(captures.vectors(site), alone.vectors(site))
+    assert torch.get_num_threads() == 3
+
+
+def test_a_batch_that_cannot_pass_leaves_no_lock_and_no_fewer_cores(model, cores, tmp_path):
+    cores(3)
+    ids = [encode(model.tokenizer, prompt).ids for prompt in texts(60)]
+    batches = plan_batches(ids, model.packing, 64)
+    broken, other = (model.base.get_input_embeddings().weight[token] for token in (ids[batches[4].prompts[0]][-1], 0))
+    kept = broken.clone()
+    with torch.no_grad():
+        broken.copy_(other * torch.nan)
+    with pytest.raises(PromptError, match="is not finite"):
+        capture(model, texts(60), [TOP], budget=64, cache=ActivationCache.of(model, tmp_path))
+    with torch.no_grad():
+        broken.copy_(kept)
+    assert torch.get_num_threads() == 3
+    beside = ActivationCache.of(model, tmp_path)
+    assert all(beside.try_lock(batch_key(batch, ids)) for batch in batches)
+
+
+def test_passes_are_stopped_at_their_next_block(model):
+    at, inside, go, reached = At("resid_post", layer=2), Event(), Event(), []
+
+    def wait(module, args):
+        inside.set()
+        assert go.wait(timeout=20)
+
+    handles = [model.base.layers[1].register_forward_pre_hook(wait), model.base.layers[2].mlp.register_forward_pre_hook(lambda *_: reached.append(True))]
+    with Listening(model, [at]) as listening, ThreadPoolExecutor(1) as beside:
+        called = {"input_ids": torch.tensor([[1, 2, 3]]), "use_cache": False}
+        passing = beside.submit(listening.pass_through, {at}, called, lambda *_: reached.append(True))
+        assert inside.wait(timeout=20)
+        listening.stop()
+        go.set()
+        assert passing.exception(timeout=20) is not None
+    assert not reached
+    for handle in handles:
+        handle.remove()
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral", "gemma2", "gemma3", "olmo2", "gpt2", "gpt_neox"])
+def test_usual_architectures_bear_passes_side_by_side(tmp_path, architecture):
+    save_tiny(tmp_path, architecture)
+    assert load(str(tmp_path), progress=False).reentrant
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda module, args, output: setattr(module, "last", output),
+        lambda module, args, output: module.kept.__setitem__("length", output.shape[1] + 1000),
+        lambda module, args, output: module.count.add_(1),
+    ],
+    ids=["attribute", "entry", "buffer"],
+)
+def test_a_model_whose_passes_leave_something_in_it_has_one_at_a_time(model, cores, leave):
+    cores(3)
+    module = model.base.layers[1].mlp
+    module.last, module.kept = None, {}
+    module.register_buffer("count", torch.zeros(1))
+    module.register_forward_hook(leave)
+    prompts = [torch.arange(5), torch.arange(9)]
+    assert not is_reentrant(model.base, prompts)
+    object.__setattr__(model, "reentrant", False)
+    threads = []
+    model.base.get_input_embeddings().register_forward_pre_hook(lambda *_: threads.append(get_ident()))
+    capture(model, texts(20), [TOP], budget=64)
+    assert len(threads) > 1 and len(set(threads)) == 1
