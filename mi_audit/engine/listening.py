@@ -31,7 +31,7 @@ class Listening:
 
     def __init__(self, model: "LoadedModel", places: Iterable[At]) -> None:
         self._model, self._places = model, tuple(places)
-        self._listeners, self._own, self._stopped = ExitStack(), local(), Event()
+        self._listeners, self._own, self._stopped = ExitStack(), _Own(), Event()
 
     def __enter__(self) -> Self:
         points = self._model.hook_points
@@ -54,14 +54,15 @@ class Listening:
             ModelError: the environment takes digits off float32.
         """
         use_full_precision()
-        self._own.hear, self._own.waiting = hear, set(places)
+        missed = set(places)
+        self._own.passing = hear, missed
         try:
             with torch.inference_mode():
                 self._model.base(**called)
         except _DeepestRead:
             return
         finally:
-            missed, self._own.waiting = self._own.waiting, set()
+            self._own.passing = None  # with what `hear` holds
         raise HookPointError(f"the forward pass did not come by {', '.join(sorted(map(str, missed)))}; load the model again to resolve its hook points")
 
     def stop(self) -> None:
@@ -69,10 +70,10 @@ class Listening:
         self._stopped.set()
 
     def _heard(self, at: At, acts_RLD: Tensor) -> None:
-        waiting: set[At] = getattr(self._own, "waiting", set())
-        if at not in waiting:
+        hear, waiting = self._own.passing or (None, set[At]())
+        if hear is None or at not in waiting:
             return
-        self._own.hear(at, acts_RLD)
+        hear(at, acts_RLD)
         waiting.discard(at)
         if not waiting:
             raise _DeepestRead
@@ -80,6 +81,12 @@ class Listening:
     def _go_on(self, *_: object) -> None:
         if self._stopped.is_set():
             raise _Stopped
+
+
+class _Own(local):
+    """What is a thread's own: who hears its pass, and the places that it has yet to come by."""
+
+    passing: tuple[Hear, set[At]] | None = None
 
 
 class _DeepestRead(Exception):  # noqa: N818 — no error: it ends a forward pass whose remaining blocks nobody reads

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -44,13 +45,6 @@ class Work:
         """The positions of every selection in the batch's prompts, in their order."""
         return {tokens: [each[index] for index in batch.prompts] for tokens, each in self.positions.items()}
 
-    @cached_property
-    def workers(self) -> "Workers":
-        """What passes batches through the model; the weights are loaded by the first call."""
-        from mi_audit.engine.workers import Workers
-
-        return Workers(self)
-
 
 def work_through(work: Work, batches: Sequence[Batch]) -> Generator[Result]:
     """Each batch with its results: those that pass through the model in their order. With a cache, what another process is passing comes last.
@@ -60,7 +54,7 @@ def work_through(work: Work, batches: Sequence[Batch]) -> Generator[Result]:
     Raises:
         PromptError: as `Passer.read`; of several batches that can't pass the first in order is told.
     """
-    through = _Through(work)
+    through = _Through(work, len(batches))
     try:
         waiting = []
         for batch in batches:
@@ -78,8 +72,8 @@ def work_through(work: Work, batches: Sequence[Batch]) -> Generator[Result]:
 class _Through:
     """The batches that are under way, in their order; those that have to pass are locked in the cache until they are kept."""
 
-    def __init__(self, work: Work) -> None:
-        self._work, self._cache = work, work.cache
+    def __init__(self, work: Work, batches: int) -> None:
+        self._work, self._cache, self._batches, self._ending = work, work.cache, batches, ExitStack()
         self._known: list[Result] = []
         self._passing: deque[tuple[Batch, dict[Site, Kept], Future[dict[Site, Kept]]]] = deque()
         self._locked: dict[Batch, str] = {}
@@ -97,7 +91,7 @@ class _Through:
             found = self._look_up(batch)  # once more: it may have been kept since
         lacking = tuple(site for site in self._work.sites if site not in found)
         if lacking:
-            self._passing.append((batch, found, self._work.workers.start(batch, lacking)))
+            self._passing.append((batch, found, self._workers.start(batch, lacking)))
         else:
             self._unlock(batch)
             self._known.append((batch, found, False))
@@ -107,7 +101,7 @@ class _Through:
         """What is known, and what has passed: so much that one batch waits for each that is passing, or every batch."""
         while self._known:
             yield self._known.pop()
-        while self._passing and (every or len(self._passing) >= 2 * self._work.workers.number):
+        while self._passing and (every or len(self._passing) >= 2 * self._workers.number):
             batch, found, passing = self._passing.popleft()
             fresh = passing.result()
             if self._cache is not None:
@@ -117,10 +111,16 @@ class _Through:
 
     def close(self) -> None:
         """End what is under way, and let its batches go."""
-        if "workers" in self._work.__dict__:
-            self._work.workers.close()
+        self._ending.close()
         for batch in list(self._locked):
             self._unlock(batch)
+
+    @cached_property
+    def _workers(self) -> "Workers":
+        """What passes batches through the model; the weights are loaded by the first that has to."""
+        from mi_audit.engine.workers import Workers
+
+        return self._ending.enter_context(closing(Workers(self._work, self._batches)))
 
     def _look_up(self, batch: Batch) -> dict[Site, Kept]:
         if self._cache is None:

@@ -125,15 +125,16 @@ def test_a_batch_that_memory_is_too_short_for_halves_those_that_are_as_large_and
     assert sizes == [(4, 100), *[(2, 100)] * 4, (40, 5)]
 
 
-def test_a_shared_beginning_is_let_go_with_its_last_batch(tmp_path, monkeypatch):
-    """Two beginnings, more than a batch of each: each passes once, and never are the keys and values of both there."""
+def test_a_shared_beginning_is_let_go_with_its_last_batch(tmp_path, monkeypatch, cores):
+    """Two beginnings, more than a batch of each: in a thread each passes once, and never are the keys and values of both there."""
+    cores(1)
     model, site = widened(tmp_path, "llama"), Site(At("resid_post", layer=1), LAST)
     begun, alive = [], []
 
-    def noted(model, prefix, sites):
+    def noted(*given):
         gc.collect()
         alive.append(sum(each() is not None for each in begun))
-        beginning = made(model, prefix, sites)
+        beginning = made(*given)
         begun.append(weakref.ref(beginning))
         return beginning
 
