@@ -52,9 +52,13 @@ class PackedMask(Tensor):
         with torch._C.DisableTorchFunctionSubclass():
             if func is scaled_dot_product_attention and len(args) == 3 and kwargs and isinstance(mask := kwargs.get("attn_mask"), cls):
                 rest = {name: value for name, value in kwargs.items() if name not in ("attn_mask", "is_causal")}
-                if not kwargs.get("is_causal"):
+                if not kwargs.get("is_causal") and mask._is_of(*args):
                     return mask._attend(*args, rest)
             return func(*args, **(kwargs or {}))
+
+    def _is_of(self, queries_RHLD: Tensor, keys_RHKD: Tensor, _: Tensor) -> bool:
+        """Whether queries and keys stand as the mask has them: of a single token transformers has the heads that share keys where the tokens were."""
+        return (queries_RHLD.shape[0], queries_RHLD.shape[2], keys_RHKD.shape[2]) == (self.shape[0], self.shape[2], self.shape[3])
 
     def _attend(self, queries_RHLD: Tensor, keys_RHKD: Tensor, values_RHKD: Tensor, rest: dict[str, Any]) -> Tensor:
         rows, heads, length, _ = queries_RHLD.shape
