@@ -74,8 +74,14 @@ def model(pytestconfig: pytest.Config) -> "Auditor":
     with capture.global_and_fixture_disabled() if capture is not None else nullcontext():  # progress is for the person who waits, not for the log
         auditor = pytestconfig.stash[_run].session.open_model()
     gc.freeze()  # what was imported and loaded stays to the end: collecting garbage need not look through it each time
-    atexit.register(gc.freeze)  # nor when the process ends
+    atexit.register(_leave)
     return auditor
+
+
+def _leave() -> None:
+    """Collect what is garbage as a process ends, and let Python not look through all that is left once for each module that it takes apart."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -25,6 +25,14 @@ def cores() -> Iterator[Callable[[int], None]]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def one_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few prompts are not cut into a batch for each core."""
+    from mi_audit.engine import budget
+
+    monkeypatch.setattr(budget, "ROW_TOKENS", budget.DEFAULT_BUDGET)
+
+
 @pytest.fixture(scope="session")
 def default_model():
     from mi_audit.config import DEFAULT_MODEL

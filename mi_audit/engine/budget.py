@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from mi_audit.engine.batches import DEFAULT_BUDGET
+from mi_audit.engine.batches import DEFAULT_BUDGET, ROW_TOKENS
 from mi_audit.model.audited import AuditedModel
 
 if TYPE_CHECKING:
@@ -12,12 +12,15 @@ if TYPE_CHECKING:
 MOST: Final = 262_144
 ROW: Final = 2048
 """Tokens of the row that the attention mask is reckoned for, or the context window where that is shorter."""
+FEWEST: Final = 16
+"""Batches that a CPU's cores share evenly enough."""
 SAFETY: Final = 3.0
 """Memory is fragmented, kernels want workspace, and a block holds some tensors twice while it hands them on."""
 
 
-def token_budget(model: AuditedModel) -> int:
-    """Tokens of a batch, its padding among them: on a CPU `DEFAULT_BUDGET`, since more is no faster; on CUDA the power of two, from there to `MOST`, that fits.
+def token_budget(model: AuditedModel, tokens: int) -> int:
+    """Tokens of a batch, its padding among them: on a CPU `DEFAULT_BUDGET`, since more is no faster, or less where `tokens`, all there are, would make so few
+    batches that cores are idle; on CUDA the power of two, from there to `MOST`, that fits.
 
     What fits is the memory that the weights leave over the bytes of a token: `SAFETY` × bytes of a number × (3 × intermediate size + 8 × hidden size + heads ×
     `ROW` + 2 × layers × key-value heads × their width). The terms are the widest activations that are alive at once: gate, up and their product; residual
@@ -27,7 +30,9 @@ def token_budget(model: AuditedModel) -> int:
     halved as they fail.
     """
     left = model.memory_left
-    return DEFAULT_BUDGET if left is None else fitting(left, bytes_per_token(model.loaded()))
+    if left is None:
+        return min(DEFAULT_BUDGET, max(ROW_TOKENS, tokens // FEWEST))
+    return fitting(left, bytes_per_token(model.loaded()))
 
 
 def bytes_per_token(model: "LoadedModel") -> float:

@@ -110,7 +110,7 @@ def capture(
         sites,
         cache,
     )
-    batches = plan_batches(work.ids, model.packing, token_budget(model) if budget is None else budget)
+    batches = plan_batches(work.ids, model.packing, token_budget(model, int(lengths.sum())) if budget is None else budget)
     if cache is None or not all(cache.has(batch_key(batch, work.ids)) for batch in batches):
         model.loaded()  # before the clock of the passes starts, and their bar
     began = perf_counter()

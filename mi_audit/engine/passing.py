@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from mi_audit.engine.batches import Batch, Ids
+from mi_audit.engine.batches import DEFAULT_BUDGET, Batch, Ids
 from mi_audit.engine.cache import ActivationCache, Kept, batch_key, site_key
 from mi_audit.engine.site import Site
 from mi_audit.model.audited import AuditedModel
@@ -41,6 +41,10 @@ class Work:
         """How many numbers an activation has at every site."""
         return {site: self.model.hook_points.resolve(site.at.point, site.at.layer).width for site in self.sites}
 
+    def is_large(self, batch: Batch) -> bool:
+        """Whether a batch, of one long prompt, takes more than is meant to pass beside others: it passes alone."""
+        return self.model.memory_left is None and batch.tokens(self.ids) > DEFAULT_BUDGET
+
     def positions_of(self, batch: Batch) -> dict[Tokens, list[Sequence[int]]]:
         """The positions of every selection in the batch's prompts, in their order."""
         return {tokens: [each[index] for index in batch.prompts] for tokens, each in self.positions.items()}
@@ -54,13 +58,15 @@ def work_through(work: Work, batches: Sequence[Batch]) -> Generator[Result]:
     Raises:
         PromptError: as `Passer.read`; of several batches that can't pass the first in order is told.
     """
-    through = _Through(work, len(batches))
+    through = _Through(work)
     try:
         waiting = []
         for batch in batches:
+            large = work.is_large(batch)
+            yield from through.ended(every=large)
             if not through.begin(batch, wait=False):
                 waiting.append(batch)
-            yield from through.ended()
+            yield from through.ended(every=large)
         yield from through.ended(every=True)  # before another process is waited for, which may wait for these
         for batch in waiting:
             through.begin(batch, wait=True)
@@ -72,8 +78,8 @@ def work_through(work: Work, batches: Sequence[Batch]) -> Generator[Result]:
 class _Through:
     """The batches that are under way, in their order; those that have to pass are locked in the cache until they are kept."""
 
-    def __init__(self, work: Work, batches: int) -> None:
-        self._work, self._cache, self._batches, self._ending = work, work.cache, batches, ExitStack()
+    def __init__(self, work: Work) -> None:
+        self._work, self._cache, self._ending = work, work.cache, ExitStack()
         self._known: list[Result] = []
         self._passing: deque[tuple[Batch, dict[Site, Kept], Future[dict[Site, Kept]]]] = deque()
         self._locked: dict[Batch, str] = {}
@@ -104,28 +110,36 @@ class _Through:
         while self._passing and (every or len(self._passing) >= 2 * self._workers.number):
             batch, found, passing = self._passing.popleft()
             fresh = passing.result()
-            if self._cache is not None:
-                self._cache.keep(self._locked[batch], self._work.keys(batch), fresh)
+            self._keep(batch, fresh)
             self._unlock(batch)
             yield batch, found | fresh, True
 
     def close(self) -> None:
-        """End what is under way, and let its batches go."""
-        self._ending.close()
-        for batch in list(self._locked):
-            self._unlock(batch)
+        """End what is under way, keep what has passed, and let the batches go."""
+        try:
+            self._ending.close()
+            for batch, _, passing in self._passing:
+                if passing.done() and not passing.cancelled() and passing.exception() is None:
+                    self._keep(batch, passing.result())
+        finally:
+            for batch in list(self._locked):
+                self._unlock(batch)
 
     @cached_property
     def _workers(self) -> "Workers":
         """What passes batches through the model; the weights are loaded by the first that has to."""
         from mi_audit.engine.workers import Workers
 
-        return self._ending.enter_context(closing(Workers(self._work, self._batches)))
+        return self._ending.enter_context(closing(Workers(self._work)))
 
     def _look_up(self, batch: Batch) -> dict[Site, Kept]:
         if self._cache is None:
             return {}
         return self._cache.read(batch_key(batch, self._work.ids), self._work.keys(batch), len(batch.prompts), self._work.widths)
+
+    def _keep(self, batch: Batch, fresh: Mapping[Site, Kept]) -> None:
+        if self._cache is not None:
+            self._cache.keep(self._locked[batch], self._work.keys(batch), fresh)
 
     def _unlock(self, batch: Batch) -> None:
         key = self._locked.pop(batch, None)

@@ -21,34 +21,47 @@ MOST: Final = 8
 
 
 class Workers:
-    """Threads that pass batches of one piece of work, of which there are so many; the model's listeners are there until `close`.
+    """Threads that pass batches of one piece of work; the model's listeners are there until `close`.
 
-    On a GPU, and where passes of the model may not run side by side, there is one. Numbers do not depend on which thread passes a batch, or when.
+    On a GPU, and where passes of the model may not run side by side, there is one. How many cores a pass has follows from the machine and its own batch,
+    never from the batches beside it: the last digit may depend on it.
 
     Raises:
         HookPointError: the model has no such hook point as one of the sites.
     """
 
-    def __init__(self, work: "Work", batches: int) -> None:
+    def __init__(self, work: "Work") -> None:
         model = work.model.loaded()
-        self._work, self._own, self._ending = work, local(), ExitStack()
+        self._work, self._own, self._ending = work, _Own(), ExitStack()
         self._cores = torch.get_num_threads()
-        self.number = min(self._cores, MOST, batches) if model.device.type == "cpu" and model.reentrant else 1
+        self.number = side_by_side(self._cores) if model.device.type == "cpu" and model.reentrant else 1
         self._listening = self._ending.enter_context(Listening(model, {site.at for site in work.sites}))
-        self._threads = ThreadPoolExecutor(self.number, "pass", self._begin)
+        self._threads = ThreadPoolExecutor(self.number, "pass")
         self._ending.callback(torch.set_num_threads, self._cores)
         self._ending.callback(self._threads.shutdown, cancel_futures=True)
         self._ending.callback(self._listening.stop)
 
     def start(self, batch: Batch, sites: tuple[Site, ...]) -> "Future[dict[Site, Kept]]":
-        """Pass a batch through the model as `Passer.read`, as soon as a thread is free."""
-        return self._threads.submit(lambda: self._own.passer.read(batch, sites))
+        """Pass a batch through the model as `Passer.read`, as soon as a thread is free; a large one has all the cores."""
+        return self._threads.submit(self._read, batch, sites, self._cores if self._work.is_large(batch) else self._cores // self.number)
 
     def close(self) -> None:
         """End what is under way, and give the cores back."""
         self._ending.close()
 
-    def _begin(self) -> None:
-        if self.number > 1:
-            torch.set_num_threads(self._cores // self.number)  # of this thread; of the process for threads that begin later
-        self._own.passer = Passer(self._work, self._listening)
+    def _read(self, batch: Batch, sites: tuple[Site, ...], cores: int) -> dict[Site, Kept]:
+        torch.set_num_threads(cores)  # of this thread; of the process for threads that begin later
+        if self._own.passer is None:
+            self._own.passer = Passer(self._work, self._listening)
+        return self._own.passer.read(batch, sites)
+
+
+class _Own(local):
+    """What is a thread's own."""
+
+    passer: Passer | None = None
+
+
+def side_by_side(cores: int) -> int:
+    """How many passes share so many cores: `MOST` or half as many, whichever number leaves fewest cores idle; no more than there are cores."""
+    return max(range(min(cores, MOST // 2), min(cores, MOST) + 1), key=lambda number: (cores // number * number, number))

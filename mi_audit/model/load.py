@@ -83,7 +83,7 @@ def _checked(found: Read) -> tuple[HookPoints, SelfCheck, Packing, bool]:
     checked, points = self_check(HookPoints.of(found.hf), found.tokenizer)
     prompts = check_prompts(points, found.tokenizer)
     packing = check_packing(points, text_config(found.hf), prompts)
-    return points, checked, packing, not packing.apart and is_reentrant(points.decoder.base, prompts[:2])
+    return points, checked, packing, not packing.apart and is_reentrant(points.decoder, prompts[:2])
 
 
 def _identity(opened: Opened, found: Read, points: HookPoints) -> ModelIdentity:

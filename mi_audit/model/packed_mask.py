@@ -30,6 +30,8 @@ class PackedMask(Tensor):
     work. To everything else it is the tensor that it holds, so that a model whose attention is computed otherwise gets the same."""
 
     shared: int
+    written: int
+    """How often the tensor was written to when its prompts were told; a model that writes to it gets plain attention."""
     spans: tuple[tuple[int, int, int, Tensor | None], ...]
     """Of each prompt its row, its first place and the one after its last, and what is added to its scores where it follows shared tokens."""
 
@@ -43,7 +45,7 @@ class PackedMask(Tensor):
                 seen = torch.cat([mask[row, :, begin:end, :shared], mask[row, :, begin:end, shared + begin : shared + end]], dim=-1) if shared else None
                 spans.append((row, begin, end, seen))
         packed: PackedMask = mask.as_subclass(cls)
-        packed.shared, packed.spans = shared, tuple(spans)
+        packed.shared, packed.spans, packed.written = shared, tuple(spans), packed._version
         return packed
 
     @classmethod
@@ -58,6 +60,8 @@ class PackedMask(Tensor):
 
     def _is_of(self, queries_RHLD: Tensor, keys_RHKD: Tensor, _: Tensor) -> bool:
         """Whether queries and keys stand as the mask has them: of a single token transformers has the heads that share keys where the tokens were."""
+        if self.is_inference() or self._version != self.written:
+            return False
         return (queries_RHLD.shape[0], queries_RHLD.shape[2], keys_RHKD.shape[2]) == (self.shape[0], self.shape[2], self.shape[3])
 
     def _attend(self, queries_RHLD: Tensor, keys_RHKD: Tensor, values_RHKD: Tensor, rest: dict[str, Any]) -> Tensor:

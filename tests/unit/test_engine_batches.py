@@ -74,6 +74,14 @@ def test_attention_prompt_by_prompt_is_attention_under_the_mask(shared):
     assert not attended[0, :, 6].any()  # nothing stands there, and nothing was computed
 
 
+def test_a_mask_that_was_written_to_is_heeded():
+    queries, keys, values = (torch.randn(1, 2, 3, 8) for _ in range(3))
+    mask = packed_mask(torch.tensor([[1, 1, 1]]), 0, torch.float32)
+    mask[..., 2, 0] = torch.finfo(torch.float32).min
+    attended = scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+    torch.testing.assert_close(attended, scaled_dot_product_attention(queries, keys, values, attn_mask=mask.clone()))
+
+
 def test_heads_that_share_keys_are_no_tokens():
     """Of a single token transformers has the query heads of each key in the dimension of the tokens."""
     queries, keys, values = torch.randn(1, 2, 3, 8), torch.randn(1, 2, 5, 8), torch.randn(1, 2, 5, 8)

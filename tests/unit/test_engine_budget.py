@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from mi_audit.engine.batches import DEFAULT_BUDGET
+from mi_audit.engine.batches import DEFAULT_BUDGET, ROW_TOKENS
 from mi_audit.engine.budget import MOST, ROW, bytes_per_token, fitting, token_budget
 from mi_audit.model.load import load
 from tests.agreement.tiny_models import CONTEXT, HEAD_DIM, HEADS, LAYERS, NEURONS, WIDTH
@@ -16,7 +16,8 @@ def model(tiny_folder):
 
 def test_a_cpu_takes_the_default(model):
     assert model.devices == {torch.device("cpu")}
-    assert token_budget(model) == DEFAULT_BUDGET
+    assert token_budget(model, 10**6) == DEFAULT_BUDGET
+    assert [token_budget(model, tokens) for tokens in (100, 4800)] == [ROW_TOKENS, 300]
 
 
 def test_the_bytes_of_a_token_follow_the_widest_tensors(model):

@@ -24,6 +24,7 @@ from mi_audit.model.load import load
 from mi_audit.plan.places import At, Tokens
 from mi_audit.suites.prompt import Prompt
 
+pytestmark = pytest.mark.usefixtures("one_batch")
 TOP, MEAN = Site(At("resid_post", layer=2), Tokens("last")), Site(At("resid_post", layer=1), Tokens("all"))
 LETTERS = np.array(list("abcdefgh "))
 
@@ -78,7 +79,7 @@ def test_a_capture_that_breaks_off_goes_on_where_it_was(model, tmp_path):
         capture(model, texts(60), [TOP], budget=128, cache=ActivationCache.of(model, tmp_path), progress=Stop())
     kept = len(batches(tmp_path))
     rest = capture(model, texts(60), [TOP], budget=128, cache=ActivationCache.of(model, tmp_path))
-    assert kept == 3 and rest.prompts_cached > 0 and rest.prompts_forwarded > 0
+    assert kept >= 3 and rest.prompts_cached > 0 and rest.prompts_forwarded > 0
     assert rest.prompts_cached + rest.prompts_forwarded == 60
     same(rest, capture(model, texts(60), [TOP], budget=128), [TOP])
 

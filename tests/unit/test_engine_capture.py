@@ -18,6 +18,9 @@ TOP = Site(At("resid_post", layer=LAYERS - 1), LAST)
 LETTERS = np.array(list("abcdefgh "))
 
 
+pytestmark = pytest.mark.usefixtures("one_batch")
+
+
 def tiny(folder, architecture="llama"):
     return load(str(save_tiny(folder, architecture)), progress=False)
 

@@ -7,17 +7,21 @@ import numpy as np
 import pytest
 import torch
 
+from mi_audit.engine import passing
 from mi_audit.engine.batches import plan_batches
 from mi_audit.engine.cache import ActivationCache, batch_key
 from mi_audit.engine.capture import Site, capture
 from mi_audit.engine.listening import Listening
+from mi_audit.engine.passing import Work, work_through
 from mi_audit.engine.tokens import encode
+from mi_audit.engine.workers import side_by_side
 from mi_audit.errors import PromptError
 from mi_audit.model.load import load
+from mi_audit.model.packing import Packing
 from mi_audit.model.reentrant import is_reentrant
 from mi_audit.plan.places import At, Tokens
 from mi_audit.suites.prompt import Prompt
-from tests.agreement.tiny_models import save_tiny
+from tests.agreement.tiny_models import LAYERS, save_tiny
 
 TOP, MEAN = Site(At("resid_post", layer=2), Tokens("last")), Site(At("resid_pre", layer=1), Tokens("all"))
 LETTERS = np.array(list("abcdefgh "))
@@ -51,9 +55,12 @@ def test_passes_side_by_side_give_the_same_numbers_bit_for_bit(model, cores, tmp
     capture(model, texts(60), [TOP], budget=64, cache=ActivationCache.of(model, tmp_path))
     cores(3)
     threads, handle = meeting(model)
+    shares = []
+    counted = model.base.layers[0].register_forward_pre_hook(lambda *_: shares.append(torch.get_num_threads()))
     beside = capture(model, texts(60), [TOP, MEAN], budget=64)
     handle.remove()
-    assert len(set(threads)) == 3
+    counted.remove()
+    assert len(set(threads)) == 3 and set(shares) == {1}
     completed = capture(model, texts(60), [TOP, MEAN], budget=64, cache=ActivationCache.of(model, tmp_path))  # each batch lacks one of the sites
     for captures in (beside, completed):
         assert captures.prompts_forwarded == 60
@@ -99,6 +106,46 @@ def test_passes_are_stopped_at_their_next_block(model):
         handle.remove()
 
 
+def test_what_nobody_waits_for_any_more_ends_and_what_has_passed_is_kept(model, cores, tmp_path):
+    cores(2)
+    prompts = texts(60)
+    ids = [encode(model.tokenizer, prompt).ids for prompt in prompts]
+    batches, cache = plan_batches(ids, model.packing, 64), ActivationCache.of(model, tmp_path)
+    positions = {TOP.tokens: [[len(each) - 1] for each in ids]}
+    work = Work(model, ids, positions, [prompt.id for prompt in prompts], (TOP,), cache)
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.base.modules())
+    results = work_through(work, batches)
+    next(results)
+    results.close()
+    assert sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.base.modules()) == hooks
+    assert torch.get_num_threads() == 2
+    beside = ActivationCache.of(model, tmp_path)
+    assert all(beside.try_lock(batch_key(batch, ids)) for batch in batches)
+    assert 1 <= sum(beside.has(batch_key(batch, ids)) for batch in batches) < len(batches)
+
+
+def test_a_long_prompt_passes_alone_and_on_all_cores(model, cores, monkeypatch):
+    cores(3)
+    monkeypatch.setattr(passing, "DEFAULT_BUDGET", 128)
+    under_way, seen = [], []
+
+    def begins(module, args):
+        under_way.append(args[0].shape[1])
+        seen.append((args[0].shape[1], len(under_way), torch.get_num_threads()))
+
+    model.base.layers[0].register_forward_pre_hook(begins)
+    model.base.layers[2].register_forward_hook(lambda module, args, output: under_way.remove(args[0].shape[1]))
+    object.__setattr__(model, "packing", Packing(reason="asked for"))
+    long = [Prompt(f"long{n}", text="x" * (140 + n)) for n in range(3)]
+    capture(model, [*long, *texts(60)], [Site(At("resid_post", layer=LAYERS - 1), Tokens("last"))], budget=128)
+    assert [(beside, cores) for length, beside, cores in seen if length > 128] == [(1, 3)] * 3
+    assert {cores for length, _, cores in seen if length <= 128} == {1}
+
+
+def test_passes_leave_few_cores_idle():
+    assert [(cores, side_by_side(cores)) for cores in (1, 2, 5, 8, 12, 15, 16, 31)] == [(1, 1), (2, 2), (5, 5), (8, 8), (12, 6), (15, 5), (16, 8), (31, 6)]
+
+
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "mistral", "gemma2", "gemma3", "olmo2", "gpt2", "gpt_neox"])
 def test_usual_architectures_bear_passes_side_by_side(tmp_path, architecture):
     save_tiny(tmp_path, architecture)
@@ -121,9 +168,17 @@ def test_a_model_whose_passes_leave_something_in_it_has_one_at_a_time(model, cor
     module.register_buffer("count", torch.zeros(1))
     module.register_forward_hook(leave)
     prompts = [torch.arange(5), torch.arange(9)]
-    assert not is_reentrant(model.base, prompts)
+    assert not is_reentrant(model.hook_points.decoder, prompts)
     object.__setattr__(model, "reentrant", False)
     threads = []
     model.base.get_input_embeddings().register_forward_pre_hook(lambda *_: threads.append(get_ident()))
     capture(model, texts(20), [TOP], budget=64)
     assert len(threads) > 1 and len(set(threads)) == 1
+
+
+def test_state_that_is_gone_after_a_pass_is_found_while_another_passes(model):
+    decoder, noted = model.hook_points.decoder, []
+    decoder.base.layers[0].register_forward_pre_hook(lambda module, args: noted.append(args[0].shape[1]))
+    decoder.base.layers[-1].register_forward_hook(lambda module, args, output: output * sum(noted))
+    decoder.base.register_forward_hook(lambda module, args, output: noted.clear())
+    assert not is_reentrant(decoder, [torch.arange(5), torch.arange(9)])
