@@ -2,10 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.agreement.tiny_models import save_tiny
+
+if TYPE_CHECKING:
+    from mi_audit.model.loaded import LoadedModel
 
 pytest_plugins = ["pytester"]
 
@@ -13,6 +17,13 @@ pytest_plugins = ["pytester"]
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture
+def tiny_llama(tiny_folder: Path) -> "LoadedModel":
+    from mi_audit.model.load import load
+
+    return load(str(tiny_folder), progress=False)
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ from typing import Final
 from mi_audit.model.packing import LONGEST_ROW, Packing
 
 DEFAULT_BUDGET: Final = 512
-"""Tokens in a batch, with those that fill up its rows and, in each row, the shared ones. On a CPU more is no faster: small batches share the cores evenly, and
-the memory of large tensors goes back to the system each time."""
+"""Tokens in a batch, with those that fill up its rows and, in each row, the shared ones. On a CPU more is no faster: small batches keep all cores busy to the
+end, and their tensors stay in memory that the process already has."""
 
 ROW_TOKENS: Final = 128
 """Tokens, shared ones left out, up to which a row is filled with prompts. Attention costs the square of a row."""

@@ -23,20 +23,10 @@ from mi_audit.model.devices import Placement
 from mi_audit.model.load import load
 from mi_audit.plan.places import At, Tokens
 from mi_audit.suites.prompt import Prompt
+from tests.unit.texts import texts
 
 pytestmark = pytest.mark.usefixtures("one_batch")
 TOP, MEAN = Site(At("resid_post", layer=2), Tokens("last")), Site(At("resid_post", layer=1), Tokens("all"))
-LETTERS = np.array(list("abcdefgh "))
-
-
-@pytest.fixture
-def model(tiny_folder):
-    return load(str(tiny_folder), progress=False)
-
-
-def texts(n):
-    rng = np.random.default_rng(0)
-    return [Prompt(f"p{number}", text="x" + "".join(rng.choice(LETTERS, rng.integers(9, 60)))) for number in range(n)]
 
 
 def batches(root):
@@ -51,18 +41,18 @@ def same(one, other, sites):
         np.testing.assert_array_equal(one.excluded(site), other.excluded(site))
 
 
-def test_what_is_found_is_what_would_pass_bit_for_bit(model, tmp_path):
-    plain = capture(model, texts(60), [TOP, MEAN], budget=128)
-    first = capture(model, texts(60), [TOP], budget=128, cache=ActivationCache.of(model, tmp_path))
+def test_what_is_found_is_what_would_pass_bit_for_bit(tiny_llama, tmp_path):
+    plain = capture(tiny_llama, texts(60), [TOP, MEAN], budget=128)
+    first = capture(tiny_llama, texts(60), [TOP], budget=128, cache=ActivationCache.of(tiny_llama, tmp_path))
     assert (first.prompts_forwarded, first.prompts_cached) == (60, 0)
-    second = capture(model, texts(60), [TOP, MEAN], budget=128, cache=ActivationCache.of(model, tmp_path))
-    third = capture(model, texts(60), [TOP, MEAN], budget=128, cache=ActivationCache.of(model, tmp_path))
+    second = capture(tiny_llama, texts(60), [TOP, MEAN], budget=128, cache=ActivationCache.of(tiny_llama, tmp_path))
+    third = capture(tiny_llama, texts(60), [TOP, MEAN], budget=128, cache=ActivationCache.of(tiny_llama, tmp_path))
     assert (second.prompts_forwarded, third.prompts_forwarded, third.prompts_cached) == (60, 0, 60)
     same(second, plain, [TOP, MEAN])
     same(third, plain, [TOP, MEAN])
 
 
-def test_a_capture_that_breaks_off_goes_on_where_it_was(model, tmp_path):
+def test_a_capture_that_breaks_off_goes_on_where_it_was(tiny_llama, tmp_path):
     class Stop:
         left = 3
 
@@ -76,68 +66,68 @@ def test_a_capture_that_breaks_off_goes_on_where_it_was(model, tmp_path):
         def close(self): ...
 
     with pytest.raises(RuntimeError, match="killed"):
-        capture(model, texts(60), [TOP], budget=128, cache=ActivationCache.of(model, tmp_path), progress=Stop())
+        capture(tiny_llama, texts(60), [TOP], budget=128, cache=ActivationCache.of(tiny_llama, tmp_path), progress=Stop())
     kept = len(batches(tmp_path))
-    rest = capture(model, texts(60), [TOP], budget=128, cache=ActivationCache.of(model, tmp_path))
+    rest = capture(tiny_llama, texts(60), [TOP], budget=128, cache=ActivationCache.of(tiny_llama, tmp_path))
     assert kept >= 3 and rest.prompts_cached > 0 and rest.prompts_forwarded > 0
     assert rest.prompts_cached + rest.prompts_forwarded == 60
-    same(rest, capture(model, texts(60), [TOP], budget=128), [TOP])
+    same(rest, capture(tiny_llama, texts(60), [TOP], budget=128), [TOP])
 
 
-def test_a_file_that_was_changed_is_not_believed(model, tmp_path):
-    cache = ActivationCache.of(model, tmp_path)
-    plain = capture(model, texts(5), [TOP], cache=cache)
+def test_a_file_that_was_changed_is_not_believed(tiny_llama, tmp_path):
+    cache = ActivationCache.of(tiny_llama, tmp_path)
+    plain = capture(tiny_llama, texts(5), [TOP], cache=cache)
     (file,) = batches(tmp_path)
     content = bytearray(file.read_bytes())
     content[-1] ^= 1
     file.write_bytes(content)
-    again = capture(model, texts(5), [TOP], cache=cache)
+    again = capture(tiny_llama, texts(5), [TOP], cache=cache)
     assert (len(cache.damaged), again.prompts_forwarded) == (1, 5)
     same(again, plain, [TOP])
 
 
-def test_another_model_token_or_place_is_another_entry(model, tmp_path):
-    cache = ActivationCache.of(model, tmp_path)
-    capture(model, texts(5), [TOP], cache=cache)
-    assert capture(model, texts(5), [Site(At("resid_post", layer=1), Tokens("last"))], cache=cache).prompts_forwarded == 5
-    assert capture(model, texts(5), [Site(TOP.at, Tokens("span", start=0, end=1))], cache=cache).prompts_forwarded == 5
-    assert capture(model, texts(4), [TOP], cache=cache).prompts_forwarded == 4
-    low = load(model.ref, dtype="bfloat16", progress=False)
+def test_another_model_token_or_place_is_another_entry(tiny_llama, tmp_path):
+    cache = ActivationCache.of(tiny_llama, tmp_path)
+    capture(tiny_llama, texts(5), [TOP], cache=cache)
+    assert capture(tiny_llama, texts(5), [Site(At("resid_post", layer=1), Tokens("last"))], cache=cache).prompts_forwarded == 5
+    assert capture(tiny_llama, texts(5), [Site(TOP.at, Tokens("span", start=0, end=1))], cache=cache).prompts_forwarded == 5
+    assert capture(tiny_llama, texts(4), [TOP], cache=cache).prompts_forwarded == 4
+    low = load(tiny_llama.ref, dtype="bfloat16", progress=False)
     assert ActivationCache.of(low, tmp_path).folder != cache.folder
 
 
-def test_what_other_code_of_ours_read_is_not_taken_for_its_own(model, tmp_path, monkeypatch):
+def test_what_other_code_of_ours_read_is_not_taken_for_its_own(tiny_llama, tmp_path, monkeypatch):
     """Modules of the engine and of the model's room, those of one name in both among them; the version of the distribution need not change."""
     copies = tmp_path / "mi_audit"
     for name in cache_module.CODE:
         shutil.copytree(Path(cache_module.__file__).parents[1] / name, copies / name)
     monkeypatch.setattr(cache_module, "__file__", str(copies / "engine" / "cache.py"))
-    folders = {ActivationCache.of(model, tmp_path).folder}
+    folders = {ActivationCache.of(tiny_llama, tmp_path).folder}
     for module in ("engine/reduction.py", "engine/progress.py", "model/progress.py", "model/sinks.py"):
         with (copies / module).open("a") as file:
             file.write("# changed")
-        folders.add(ActivationCache.of(model, tmp_path).folder)
+        folders.add(ActivationCache.of(tiny_llama, tmp_path).folder)
     assert len(folders) == 5
 
 
-def test_a_disk_that_refuses_ends_the_keeping_and_not_the_run(model, tmp_path):
+def test_a_disk_that_refuses_ends_the_keeping_and_not_the_run(tiny_llama, tmp_path):
     (tmp_path / "file").write_text("")
-    cache = ActivationCache.of(model, tmp_path / "file" / "below")
-    assert capture(model, texts(5), [TOP], cache=cache).prompts_forwarded == 5
+    cache = ActivationCache.of(tiny_llama, tmp_path / "file" / "below")
+    assert capture(tiny_llama, texts(5), [TOP], cache=cache).prompts_forwarded == 5
     assert cache.trouble and "below" in cache.trouble
 
 
-def test_a_prompt_that_cannot_be_read_is_an_error_from_the_cache_too(model, tmp_path):
-    model.base.get_input_embeddings().weight[model.tokenizer.convert_tokens_to_ids("!")] = float("nan")
+def test_a_prompt_that_cannot_be_read_is_an_error_from_the_cache_too(tiny_llama, tmp_path):
+    tiny_llama.base.get_input_embeddings().weight[tiny_llama.tokenizer.convert_tokens_to_ids("!")] = float("nan")
     for _ in range(2):
         with pytest.raises(PromptError, match="'bad'"):
-            capture(model, [*texts(3), Prompt("bad", text="ab!")], [TOP], cache=ActivationCache.of(model, tmp_path))
+            capture(tiny_llama, [*texts(3), Prompt("bad", text="ab!")], [TOP], cache=ActivationCache.of(tiny_llama, tmp_path))
 
 
-def test_the_least_used_goes_first_and_clearing_leaves_nothing(model, tmp_path):
-    cache = ActivationCache.of(model, tmp_path)
+def test_the_least_used_goes_first_and_clearing_leaves_nothing(tiny_llama, tmp_path):
+    cache = ActivationCache.of(tiny_llama, tmp_path)
     for n in (3, 4, 5):
-        capture(model, texts(n), [TOP], cache=cache)
+        capture(tiny_llama, texts(n), [TOP], cache=cache)
     known = {entry: size for entry, _, size in entries(tmp_path)}
     oldest = next(iter(known))
     os.utime(oldest, (0, 0))
@@ -164,29 +154,29 @@ def of_unknown_dtype(tensors):
 
 
 @pytest.mark.parametrize(("change", "damaged"), [(narrower, 0), (of_unknown_dtype, 1)])
-def test_a_file_that_fits_its_name_and_not_the_model_is_not_believed(model, tmp_path, change, damaged):
-    cache = ActivationCache.of(model, tmp_path)
-    plain = capture(model, texts(5), [TOP], cache=cache)
+def test_a_file_that_fits_its_name_and_not_the_model_is_not_believed(tiny_llama, tmp_path, change, damaged):
+    cache = ActivationCache.of(tiny_llama, tmp_path)
+    plain = capture(tiny_llama, texts(5), [TOP], cache=cache)
     kept_as(cache, change)
-    again = capture(model, texts(5), [TOP], cache=cache)
+    again = capture(tiny_llama, texts(5), [TOP], cache=cache)
     assert (len(cache.damaged), again.prompts_forwarded) == (damaged, 5)
     same(again, plain, [TOP])
 
 
-def test_a_pipe_in_the_cache_does_not_block(model, tmp_path):
-    cache = ActivationCache.of(model, tmp_path)
-    plain = capture(model, texts(5), [TOP], cache=cache)
+def test_a_pipe_in_the_cache_does_not_block(tiny_llama, tmp_path):
+    cache = ActivationCache.of(tiny_llama, tmp_path)
+    plain = capture(tiny_llama, texts(5), [TOP], cache=cache)
     (file,) = batches(tmp_path)
     file.unlink()
     os.mkfifo(file)
-    again = capture(model, texts(5), [TOP], cache=cache)
+    again = capture(tiny_llama, texts(5), [TOP], cache=cache)
     assert again.prompts_forwarded == 5
     same(again, plain, [TOP])
 
 
-def test_a_damaged_file_that_can_not_be_removed_does_not_end_the_run(model, tmp_path, monkeypatch):
+def test_a_damaged_file_that_can_not_be_removed_does_not_end_the_run(tiny_llama, tmp_path, monkeypatch):
     """A read-only disk; not by mode, which does not bind root."""
-    plain = capture(model, texts(5), [TOP], cache=ActivationCache.of(model, tmp_path))
+    plain = capture(tiny_llama, texts(5), [TOP], cache=ActivationCache.of(tiny_llama, tmp_path))
     (file,) = batches(tmp_path)
     file.write_bytes(b"damaged")
 
@@ -195,40 +185,41 @@ def test_a_damaged_file_that_can_not_be_removed_does_not_end_the_run(model, tmp_
 
     for name in ("unlink", "write_bytes", "mkdir"):
         monkeypatch.setattr(Path, name, refused)
-    cache = ActivationCache.of(model, tmp_path)
-    again = capture(model, texts(5), [TOP], cache=cache)
+    cache = ActivationCache.of(tiny_llama, tmp_path)
+    again = capture(tiny_llama, texts(5), [TOP], cache=cache)
     assert (len(cache.damaged), again.prompts_forwarded) == (1, 5)
     assert "Read-only file system" in cache.trouble
     same(again, plain, [TOP])
 
 
-def test_a_file_system_without_locks_ends_the_keeping_and_not_the_run(model, tmp_path, monkeypatch):
+def test_a_file_system_without_locks_ends_the_keeping_and_not_the_run(tiny_llama, tmp_path, monkeypatch):
     def refused(*_, **__):
         raise NotImplementedError("FileSystem does not appear to support flock")
 
     monkeypatch.setattr(cache_module.FileLock, "acquire", refused)
-    cache = ActivationCache.of(model, tmp_path)
-    assert capture(model, texts(5), [TOP], cache=cache).prompts_forwarded == 5
+    cache = ActivationCache.of(tiny_llama, tmp_path)
+    assert capture(tiny_llama, texts(5), [TOP], cache=cache).prompts_forwarded == 5
     assert "does not appear to support flock" in cache.trouble
 
 
-def test_the_cache_is_for_its_owner_alone(model, tmp_path):
-    capture(model, texts(5), [TOP], cache=ActivationCache.of(model, tmp_path / "of" / "all"))
+def test_the_cache_is_for_its_owner_alone(tiny_llama, tmp_path):
+    capture(tiny_llama, texts(5), [TOP], cache=ActivationCache.of(tiny_llama, tmp_path / "of" / "all"))
     assert (tmp_path / "of" / "all").stat().st_mode & 0o777 == 0o700
 
 
-def test_a_model_spread_otherwise_is_another_entry(model, tmp_path):
+def test_a_model_spread_otherwise_is_another_entry(tiny_llama, tmp_path):
     def folder(device, balanced=True):
-        return ActivationCache.of(replace(model, identity=replace(model.identity, device=device), placement=Placement(model.device, balanced)), tmp_path).folder
+        identity = replace(tiny_llama.identity, device=device)
+        return ActivationCache.of(replace(tiny_llama, identity=identity, placement=Placement(tiny_llama.device, balanced)), tmp_path).folder
 
     assert folder("cuda:0-1, balanced") != folder("cuda:0-1 and cpu, balanced")
     assert folder("cuda:0", balanced=False) == folder("cuda:1", balanced=False)
 
 
-def test_what_a_cache_says_of_a_model_does_nothing_to_a_terminal(model, tmp_path, monkeypatch):
+def test_what_a_cache_says_of_a_model_does_nothing_to_a_terminal(tiny_llama, tmp_path, monkeypatch):
     monkeypatch.setenv(ENVIRONMENT, str(tmp_path))
     for number in range(2):
-        capture(model, texts(5), [TOP], cache=ActivationCache(activations_dir() / f"m{number}\x1b[2J", {}))
+        capture(tiny_llama, texts(5), [TOP], cache=ActivationCache(activations_dir() / f"m{number}\x1b[2J", {}))
     (activations_dir() / "m0\x1b[2J" / FACTS).write_text(json.dumps({"ref": "\x1b[31mred", "root": "\x1b]0;t\x07\nforged", "dtype": "\u202ex", "device": "\r"}))
     (activations_dir() / "m1\x1b[2J" / FACTS).write_text("[" * 60_000)
     said = CliRunner().invoke(app, ["list"])

@@ -12,10 +12,10 @@ from mi_audit.model.load import load
 from mi_audit.plan.places import At, Tokens, last_of, span
 from mi_audit.suites.prompt import Message, Prompt
 from tests.agreement.tiny_models import LAYERS, WIDTH, save_tiny
+from tests.unit.texts import texts
 
 LAST, ALL = Tokens("last"), Tokens("all")
 TOP = Site(At("resid_post", layer=LAYERS - 1), LAST)
-LETTERS = np.array(list("abcdefgh "))
 
 
 pytestmark = pytest.mark.usefixtures("one_batch")
@@ -35,11 +35,6 @@ def model(tmp_path):
     return loaded
 
 
-def texts(n, seed=0):
-    rng = np.random.default_rng(seed)
-    return [Prompt(f"p{number}", text="x" + "".join(rng.choice(LETTERS, rng.integers(1, 60)))) for number in range(n)]
-
-
 def hidden(model, prompt):
     """resid_pre of every layer by the plain road, one prompt alone: [layer, position, width]."""
     output = model.hf(**model.tokenizer(prompt.text, return_tensors="pt"), output_hidden_states=True)
@@ -48,7 +43,7 @@ def hidden(model, prompt):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "qwen3", "mistral", "gemma2", "gemma3", "olmo2"])
 def test_numbers_do_not_move_with_the_batch(tmp_path, architecture):
-    model, prompts = tiny(tmp_path, architecture), texts(24)
+    model, prompts = tiny(tmp_path, architecture), texts(24, shortest=1)
     sites = [Site(At(tap.name, layer=tap.layer), tokens) for tap in model.hook_points.taps for tokens in (LAST, ALL)]
     together, alone = capture(model, prompts, sites, budget=100_000), capture(model, prompts, sites, budget=1)
     for site in sites:
@@ -60,7 +55,7 @@ def test_numbers_do_not_move_with_the_batch(tmp_path, architecture):
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "mistral", "gemma3"])
 def test_captures_are_what_the_model_computes_alone(tmp_path, architecture):
-    model, prompts = tiny(tmp_path, architecture), texts(12)
+    model, prompts = tiny(tmp_path, architecture), texts(12, shortest=1)
     layers = range(1, model.n_layers)
     captures = capture(model, prompts, [Site(At("resid_pre", layer=layer), tokens) for layer in layers for tokens in (LAST, span(1, 2))])
     for number, prompt in enumerate(prompts):

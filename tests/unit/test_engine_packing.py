@@ -3,6 +3,7 @@
 import gc
 import json
 import weakref
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,9 +21,9 @@ from mi_audit.model.packing import Packing
 from mi_audit.plan.places import At, Tokens
 from mi_audit.suites.prompt import Prompt
 from tests.agreement.tiny_models import LAYERS, save_tiny
+from tests.unit.texts import texts
 
 LAST, ALL = Tokens("last"), Tokens("all")
-LETTERS = np.array(list("abcdefgh "))
 BEGIN = "you are a helpful one. "
 
 
@@ -34,11 +35,6 @@ def widened(folder, architecture, reach=64):
     if config.get("sliding_window"):
         file.write_text(json.dumps(config | {"sliding_window": reach}))
     return load(str(folder), progress=False)
-
-
-def texts(n, begin="", longest=30):
-    rng = np.random.default_rng(1)
-    return [Prompt(f"p{number}", text=begin + "x" + "".join(rng.choice(LETTERS, rng.integers(1, longest)))) for number in range(n)]
 
 
 def worst(model, prompts):
@@ -60,7 +56,8 @@ def worst(model, prompts):
 def test_packed_is_what_the_model_computes_alone(tmp_path, architecture):
     model = widened(tmp_path, architecture)
     assert model.packing.longest >= 64 and model.packing.shared_prefix, str(model.packing)
-    for prompts in (texts(40), texts(40, BEGIN), texts(20, BEGIN) + texts(20)):
+    short = partial(texts, shortest=1, longest=29)
+    for prompts in (short(40), short(40, begin=BEGIN), short(20, begin=BEGIN) + short(20)):
         batches = plan_batches([encode(model.tokenizer, prompt).ids for prompt in prompts], model.packing)
         assert any(len(row) > 1 for batch in batches for row in batch.rows)
         assert worst(model, prompts) <= 5e-5
@@ -69,7 +66,7 @@ def test_packed_is_what_the_model_computes_alone(tmp_path, architecture):
 @pytest.mark.parametrize("architecture", ["mistral", "gemma2", "gemma3"])
 def test_prompts_beyond_the_reach_of_local_attention_are_padded(tmp_path, architecture):
     model = widened(tmp_path, architecture, reach=24)
-    prompts = texts(30, longest=60)
+    prompts = texts(30)
     batches = plan_batches([encode(model.tokenizer, prompt).ids for prompt in prompts], model.packing)
     assert {batch.packed for batch in batches} == {True, False}
     assert worst(model, prompts) <= 5e-5
@@ -79,13 +76,13 @@ def test_an_architecture_that_does_not_heed_positions_is_padded_with_a_reason(tm
     model = widened(tmp_path, "bloom")
     assert model.packing.longest == 0
     assert "off by" in model.packing.reason or "refuses" in model.packing.reason
-    assert worst(model, texts(12, BEGIN)) <= 5e-5
+    assert worst(model, texts(12, begin=BEGIN)) <= 5e-5
 
 
 def test_a_number_that_is_none_is_the_fault_of_its_own_prompt(tmp_path):
     model = widened(tmp_path, "llama")
     model.base.get_input_embeddings().weight[model.tokenizer.convert_tokens_to_ids("!")] = torch.nan
-    prompts = [*texts(12, "a"), Prompt("bad", text="abcdefg!")]
+    prompts = [*texts(12, begin="a"), Prompt("bad", text="abcdefg!")]
     with pytest.raises(PromptError, match="'bad'"):
         capture(model, prompts, [Site(At("resid_post", layer=1), LAST)])
 
@@ -93,7 +90,7 @@ def test_a_number_that_is_none_is_the_fault_of_its_own_prompt(tmp_path):
 def test_memory_that_is_short_takes_less_at_a_time(tmp_path, cores):
     cores(1)
     model, site = widened(tmp_path, "llama"), Site(At("resid_post", layer=1), LAST)
-    plain = capture(model, texts(30, BEGIN), [site]).vectors(site)
+    plain = capture(model, texts(30, begin=BEGIN), [site]).vectors(site)
     sizes = []
 
     def refuse(module, args):
@@ -102,7 +99,7 @@ def test_memory_that_is_short_takes_less_at_a_time(tmp_path, cores):
             raise torch.OutOfMemoryError
 
     model.base.get_input_embeddings().register_forward_pre_hook(refuse)
-    halved = capture(model, texts(30, BEGIN), [site]).vectors(site)
+    halved = capture(model, texts(30, begin=BEGIN), [site]).vectors(site)
     np.testing.assert_allclose(halved, plain, rtol=1e-4, atol=1e-6)
     assert sum(size > 300 for size in sizes) <= 2
 
@@ -140,7 +137,7 @@ def test_a_shared_beginning_is_let_go_with_its_last_batch(tmp_path, monkeypatch,
 
     made = Beginning.of
     monkeypatch.setattr(Beginning, "of", noted)
-    capture(model, texts(30, BEGIN) + texts(30, BEGIN[::-1]), [site], budget=128)
+    capture(model, texts(30, begin=BEGIN) + texts(30, begin=BEGIN[::-1]), [site], budget=128)
     assert alive[:2] == [0, 0] and len(alive) <= 3
 
 

@@ -22,19 +22,9 @@ from mi_audit.model.reentrant import is_reentrant
 from mi_audit.plan.places import At, Tokens
 from mi_audit.suites.prompt import Prompt
 from tests.agreement.tiny_models import LAYERS, save_tiny
+from tests.unit.texts import texts
 
 TOP, MEAN = Site(At("resid_post", layer=2), Tokens("last")), Site(At("resid_pre", layer=1), Tokens("all"))
-LETTERS = np.array(list("abcdefgh "))
-
-
-@pytest.fixture
-def model(tiny_folder):
-    return load(str(tiny_folder), progress=False)
-
-
-def texts(n):
-    rng = np.random.default_rng(0)
-    return [Prompt(f"p{number}", text="x" + "".join(rng.choice(LETTERS, rng.integers(9, 60)))) for number in range(n)]
 
 
 def meeting(model):
@@ -49,19 +39,19 @@ def meeting(model):
     return threads, model.base.get_input_embeddings().register_forward_pre_hook(wait)
 
 
-def test_passes_side_by_side_give_the_same_numbers_bit_for_bit(model, cores, tmp_path):
+def test_passes_side_by_side_give_the_same_numbers_bit_for_bit(tiny_llama, cores, tmp_path):
     cores(1)
-    alone = capture(model, texts(60), [TOP, MEAN], budget=64)
-    capture(model, texts(60), [TOP], budget=64, cache=ActivationCache.of(model, tmp_path))
+    alone = capture(tiny_llama, texts(60), [TOP, MEAN], budget=64)
+    capture(tiny_llama, texts(60), [TOP], budget=64, cache=ActivationCache.of(tiny_llama, tmp_path))
     cores(3)
-    threads, handle = meeting(model)
+    threads, handle = meeting(tiny_llama)
     shares = []
-    counted = model.base.layers[0].register_forward_pre_hook(lambda *_: shares.append(torch.get_num_threads()))
-    beside = capture(model, texts(60), [TOP, MEAN], budget=64)
+    counted = tiny_llama.base.layers[0].register_forward_pre_hook(lambda *_: shares.append(torch.get_num_threads()))
+    beside = capture(tiny_llama, texts(60), [TOP, MEAN], budget=64)
     handle.remove()
     counted.remove()
     assert len(set(threads)) == 3 and set(shares) == {1}
-    completed = capture(model, texts(60), [TOP, MEAN], budget=64, cache=ActivationCache.of(model, tmp_path))  # each batch lacks one of the sites
+    completed = capture(tiny_llama, texts(60), [TOP, MEAN], budget=64, cache=ActivationCache.of(tiny_llama, tmp_path))  # each batch lacks one of the sites
     for captures in (beside, completed):
         assert captures.prompts_forwarded == 60
         for site in (TOP, MEAN):
@@ -69,32 +59,35 @@ def test_passes_side_by_side_give_the_same_numbers_bit_for_bit(model, cores, tmp
     assert torch.get_num_threads() == 3
 
 
-def test_a_batch_that_cannot_pass_leaves_no_lock_and_no_fewer_cores(model, cores, tmp_path):
+def test_a_batch_that_cannot_pass_leaves_no_lock_and_no_fewer_cores(tiny_llama, cores, tmp_path):
     cores(3)
-    ids = [encode(model.tokenizer, prompt).ids for prompt in texts(60)]
-    batches = plan_batches(ids, model.packing, 64)
-    broken, other = (model.base.get_input_embeddings().weight[token] for token in (ids[batches[4].prompts[0]][-1], 0))
+    ids = [encode(tiny_llama.tokenizer, prompt).ids for prompt in texts(60)]
+    batches = plan_batches(ids, tiny_llama.packing, 64)
+    broken, other = (tiny_llama.base.get_input_embeddings().weight[token] for token in (ids[batches[4].prompts[0]][-1], 0))
     kept = broken.clone()
     with torch.no_grad():
         broken.copy_(other * torch.nan)
     with pytest.raises(PromptError, match="is not finite"):
-        capture(model, texts(60), [TOP], budget=64, cache=ActivationCache.of(model, tmp_path))
+        capture(tiny_llama, texts(60), [TOP], budget=64, cache=ActivationCache.of(tiny_llama, tmp_path))
     with torch.no_grad():
         broken.copy_(kept)
     assert torch.get_num_threads() == 3
-    beside = ActivationCache.of(model, tmp_path)
+    beside = ActivationCache.of(tiny_llama, tmp_path)
     assert all(beside.try_lock(batch_key(batch, ids)) for batch in batches)
 
 
-def test_passes_are_stopped_at_their_next_block(model):
+def test_passes_are_stopped_at_their_next_block(tiny_llama):
     at, inside, go, reached = At("resid_post", layer=2), Event(), Event(), []
 
     def wait(module, args):
         inside.set()
         assert go.wait(timeout=20)
 
-    handles = [model.base.layers[1].register_forward_pre_hook(wait), model.base.layers[2].mlp.register_forward_pre_hook(lambda *_: reached.append(True))]
-    with Listening(model, [at]) as listening, ThreadPoolExecutor(1) as beside:
+    handles = [
+        tiny_llama.base.layers[1].register_forward_pre_hook(wait),
+        tiny_llama.base.layers[2].mlp.register_forward_pre_hook(lambda *_: reached.append(True)),
+    ]
+    with Listening(tiny_llama, [at]) as listening, ThreadPoolExecutor(1) as beside:
         called = {"input_ids": torch.tensor([[1, 2, 3]]), "use_cache": False}
         passing = beside.submit(listening.pass_through, {at}, called, lambda *_: reached.append(True))
         assert inside.wait(timeout=20)
@@ -106,25 +99,25 @@ def test_passes_are_stopped_at_their_next_block(model):
         handle.remove()
 
 
-def test_what_nobody_waits_for_any_more_ends_and_what_has_passed_is_kept(model, cores, tmp_path):
+def test_what_nobody_waits_for_any_more_ends_and_what_has_passed_is_kept(tiny_llama, cores, tmp_path):
     cores(2)
     prompts = texts(60)
-    ids = [encode(model.tokenizer, prompt).ids for prompt in prompts]
-    batches, cache = plan_batches(ids, model.packing, 64), ActivationCache.of(model, tmp_path)
+    ids = [encode(tiny_llama.tokenizer, prompt).ids for prompt in prompts]
+    batches, cache = plan_batches(ids, tiny_llama.packing, 64), ActivationCache.of(tiny_llama, tmp_path)
     positions = {TOP.tokens: [[len(each) - 1] for each in ids]}
-    work = Work(model, ids, positions, [prompt.id for prompt in prompts], (TOP,), cache)
-    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.base.modules())
+    work = Work(tiny_llama, ids, positions, [prompt.id for prompt in prompts], (TOP,), cache)
+    hooks = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in tiny_llama.base.modules())
     results = work_through(work, batches)
     next(results)
     results.close()
-    assert sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.base.modules()) == hooks
+    assert sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in tiny_llama.base.modules()) == hooks
     assert torch.get_num_threads() == 2
-    beside = ActivationCache.of(model, tmp_path)
+    beside = ActivationCache.of(tiny_llama, tmp_path)
     assert all(beside.try_lock(batch_key(batch, ids)) for batch in batches)
     assert 1 <= sum(beside.has(batch_key(batch, ids)) for batch in batches) < len(batches)
 
 
-def test_a_long_prompt_passes_alone_and_on_all_cores(model, cores, monkeypatch):
+def test_a_long_prompt_passes_alone_and_on_all_cores(tiny_llama, cores, monkeypatch):
     cores(3)
     monkeypatch.setattr(passing, "DEFAULT_BUDGET", 128)
     under_way, seen = [], []
@@ -133,11 +126,11 @@ def test_a_long_prompt_passes_alone_and_on_all_cores(model, cores, monkeypatch):
         under_way.append(args[0].shape[1])
         seen.append((args[0].shape[1], len(under_way), torch.get_num_threads()))
 
-    model.base.layers[0].register_forward_pre_hook(begins)
-    model.base.layers[2].register_forward_hook(lambda module, args, output: under_way.remove(args[0].shape[1]))
-    object.__setattr__(model, "packing", Packing(reason="asked for"))
+    tiny_llama.base.layers[0].register_forward_pre_hook(begins)
+    tiny_llama.base.layers[2].register_forward_hook(lambda module, args, output: under_way.remove(args[0].shape[1]))
+    object.__setattr__(tiny_llama, "packing", Packing(reason="asked for"))
     long = [Prompt(f"long{n}", text="x" * (140 + n)) for n in range(3)]
-    capture(model, [*long, *texts(60)], [Site(At("resid_post", layer=LAYERS - 1), Tokens("last"))], budget=128)
+    capture(tiny_llama, [*long, *texts(60)], [Site(At("resid_post", layer=LAYERS - 1), Tokens("last"))], budget=128)
     assert [(beside, cores) for length, beside, cores in seen if length > 128] == [(1, 3)] * 3
     assert {cores for length, _, cores in seen if length <= 128} == {1}
 
@@ -161,23 +154,23 @@ def test_usual_architectures_bear_passes_side_by_side(tmp_path, architecture):
     ],
     ids=["attribute", "entry", "buffer"],
 )
-def test_a_model_whose_passes_leave_something_in_it_has_one_at_a_time(model, cores, leave):
+def test_a_model_whose_passes_leave_something_in_it_has_one_at_a_time(tiny_llama, cores, leave):
     cores(3)
-    module = model.base.layers[1].mlp
+    module = tiny_llama.base.layers[1].mlp
     module.last, module.kept = None, {}
     module.register_buffer("count", torch.zeros(1))
     module.register_forward_hook(leave)
     prompts = [torch.arange(5), torch.arange(9)]
-    assert not is_reentrant(model.hook_points.decoder, prompts)
-    object.__setattr__(model, "reentrant", False)
+    assert not is_reentrant(tiny_llama.hook_points.decoder, prompts)
+    object.__setattr__(tiny_llama, "reentrant", False)
     threads = []
-    model.base.get_input_embeddings().register_forward_pre_hook(lambda *_: threads.append(get_ident()))
-    capture(model, texts(20), [TOP], budget=64)
+    tiny_llama.base.get_input_embeddings().register_forward_pre_hook(lambda *_: threads.append(get_ident()))
+    capture(tiny_llama, texts(20), [TOP], budget=64)
     assert len(threads) > 1 and len(set(threads)) == 1
 
 
-def test_state_that_is_gone_after_a_pass_is_found_while_another_passes(model):
-    decoder, noted = model.hook_points.decoder, []
+def test_state_that_is_gone_after_a_pass_is_found_while_another_passes(tiny_llama):
+    decoder, noted = tiny_llama.hook_points.decoder, []
     decoder.base.layers[0].register_forward_pre_hook(lambda module, args: noted.append(args[0].shape[1]))
     decoder.base.layers[-1].register_forward_hook(lambda module, args, output: output * sum(noted))
     decoder.base.register_forward_hook(lambda module, args, output: noted.clear())
