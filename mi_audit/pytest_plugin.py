@@ -9,6 +9,7 @@ from collections.abc import Generator, Sequence
 from contextlib import ExitStack, nullcontext
 from datetime import UTC, datetime
 from functools import cached_property
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -74,14 +75,17 @@ def model(pytestconfig: pytest.Config) -> "Auditor":
     with capture.global_and_fixture_disabled() if capture is not None else nullcontext():  # progress is for the person who waits, not for the log
         auditor = pytestconfig.stash[_run].session.open_model()
     gc.freeze()  # what was imported and loaded stays to the end: collecting garbage need not look through it each time
+    atexit.unregister(_leave)
     atexit.register(_leave)
     return auditor
 
 
 def _leave() -> None:
-    """Collect what is garbage as a process ends, and let Python not look through all that is left once for each module that it takes apart."""
+    """As the process ends, collect what is garbage and let Python not look through all that is left time and again; unless somebody's file is still open, of
+    which the end would be written only then."""
     gc.collect()
-    gc.freeze()
+    if not any(isinstance(each, FileIO) and not each.closed and each.writable() and each.fileno() > 2 for each in gc.get_objects()):
+        gc.freeze()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -42,8 +42,8 @@ class Work:
         return {site: self.model.hook_points.resolve(site.at.point, site.at.layer).width for site in self.sites}
 
     def is_large(self, batch: Batch) -> bool:
-        """Whether a batch, of one long prompt, takes more than is meant to pass beside others: it passes alone."""
-        return self.model.memory_left is None and batch.tokens(self.ids) > DEFAULT_BUDGET
+        """Whether a batch is one prompt that is longer than what is meant to pass beside others: it passes alone."""
+        return self.model.memory_left is None and len(batch.prompts) == 1 and batch.tokens(self.ids) > DEFAULT_BUDGET
 
     def positions_of(self, batch: Batch) -> dict[Tokens, list[Sequence[int]]]:
         """The positions of every selection in the batch's prompts, in their order."""
@@ -56,7 +56,7 @@ def work_through(work: Work, batches: Sequence[Batch]) -> Generator[Result]:
     Whoever does not take all closes it: passes are under way, and batches locked.
 
     Raises:
-        PromptError: as `Passer.read`; of several batches that can't pass the first in order is told.
+        PromptError: as `Passer.read`; of several batches under way that can't pass the first in order is told.
     """
     through = _Through(work)
     try:

@@ -57,7 +57,7 @@ class AuditedModel(Protocol):
 
     @property
     def memory_left(self) -> int | None:
-        """Bytes that the smallest of its GPUs has besides the weights; None on a CPU."""
+        """Bytes that the smallest of its GPUs has besides the weights; None on a CPU, and where it is the machine's own (MPS)."""
 
     @property
     def has_weights(self) -> bool:

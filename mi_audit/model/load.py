@@ -83,7 +83,9 @@ def _checked(found: Read) -> tuple[HookPoints, SelfCheck, Packing, bool]:
     checked, points = self_check(HookPoints.of(found.hf), found.tokenizer)
     prompts = check_prompts(points, found.tokenizer)
     packing = check_packing(points, text_config(found.hf), prompts)
-    return points, checked, packing, not packing.apart and is_reentrant(points.decoder, prompts[:2])
+    on_cpu, quantised = found.placement.device.type == "cpu" and not found.placement.balanced, getattr(found.hf, "hf_quantizer", None) is not None
+    may = on_cpu and not packing.apart and not quantised  # a quantised layer keeps state where modules don't show it
+    return points, checked, packing, may and is_reentrant(points.decoder, prompts[:2])
 
 
 def _identity(opened: Opened, found: Read, points: HookPoints) -> ModelIdentity:

@@ -42,7 +42,8 @@ class PackedMask(Tensor):
         for row, segments in enumerate(segments_RL.tolist()):
             for segment in range(1, max(segments) + 1):
                 begin, end = segments.index(segment), segments.index(segment) + segments.count(segment)
-                seen = torch.cat([mask[row, :, begin:end, :shared], mask[row, :, begin:end, shared + begin : shared + end]], dim=-1) if shared else None
+                own = mask[row : row + 1, :, begin:end]
+                seen = torch.cat([own[..., :shared], own[..., shared + begin : shared + end]], dim=-1) if shared else None
                 spans.append((row, begin, end, seen))
         packed: PackedMask = mask.as_subclass(cls)
         packed.shared, packed.spans, packed.written = shared, tuple(spans), packed._version

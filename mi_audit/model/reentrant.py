@@ -1,6 +1,8 @@
 """May passes of a model run side by side, in threads? Not where one leaves something in a module that another would read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,32 +14,68 @@ from mi_audit.model.transformers_io import LOAD_ERRORS
 @torch.no_grad()
 def is_reentrant(decoder: Decoder, prompts: Sequence[Tensor]) -> bool:
     """Whether passes of two prompts of different lengths, token ids [L] each, leave attributes, buffers and weights of the modules as they were, and whether
-    the numbers of both are, bit for bit, what they are alone where one passes while the other is in the middle of the blocks."""
+    the numbers of both are, bit for bit, what they are alone where one is in the midst of the other: all of it as the middle block begins and as it ends, and a
+    block, one of each kind, as each of its modules begins and ends."""
     states, alone = [], []
     for tokens in prompts:
         alone.append(_passed(decoder, tokens))
         states.append(_state(decoder.base))
     if not all(_same(states[0], state) for state in states[1:]):
         return False
-    nested: list[Tensor] = []
 
-    def pass_other(*_: object) -> None:
-        handle.remove()
-        nested.append(_passed(decoder, prompts[1]))
+    def amid(places: Iterable[nn.Module], other: Callable[[], Tensor]) -> bool:
+        return _undisturbed(lambda: _passed(decoder, prompts[0]), alone[0], places, other)
 
-    handle = decoder.blocks[len(decoder.blocks) // 2].module.register_forward_pre_hook(pass_other)
+    middle = decoder.blocks[len(decoder.blocks) // 2].module
+    kinds = {tuple(type(module) for module in block.module.modules()): block.module for block in decoder.blocks}
     try:
-        outer = _passed(decoder, prompts[0])
+        if not amid([middle], lambda: _passed(decoder, prompts[1])):
+            return False
+        return all(amid(list(block.modules())[1:], _again(decoder, block, prompts[1])) for block in kinds.values())
     except LOAD_ERRORS:  # what both leave in the modules does not even fit
         return False
+
+
+def _undisturbed(one: Callable[[], Tensor], alone: Tensor, places: Iterable[nn.Module], other: Callable[[], Tensor]) -> bool:
+    """Whether `one` gives what it does alone, and so does the other, which runs as each of the places begins and ends."""
+    other_alone, same, within = other(), list[bool](), False
+
+    def run(*_: object) -> None:
+        nonlocal within
+        if within:
+            return
+        within = True
+        try:
+            same.append(torch.equal(other(), other_alone))
+        finally:
+            within = False
+
+    with ExitStack() as hooks:
+        for place in places:
+            hooks.callback(place.register_forward_pre_hook(run).remove)
+            hooks.callback(place.register_forward_hook(run).remove)
+        return torch.equal(one(), alone) and bool(same) and all(same)
+
+
+def _again(decoder: Decoder, block: nn.Module, tokens: Tensor) -> Callable[[], Tensor]:
+    """A call of the block with what it is called with as these tokens pass."""
+    called: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    handle = block.register_forward_pre_hook(lambda _, args, kwargs: called.append((args, kwargs)), with_kwargs=True)
+    try:
+        _passed(decoder, tokens)
     finally:
         handle.remove()
-    return bool(nested) and torch.equal(outer, alone[0]) and torch.equal(nested[0], alone[1])
+    (args, kwargs), *_ = called
+    return lambda: _first(block(*args, **kwargs))
 
 
 def _passed(decoder: Decoder, tokens: Tensor) -> Tensor:
-    output: Tensor = decoder.base(input_ids=tokens[None], use_cache=False)[0]
-    return output
+    return _first(decoder.base(input_ids=tokens[None], use_cache=False))
+
+
+def _first(output: Any) -> Tensor:
+    first: Tensor = output if isinstance(output, Tensor) else output[0]
+    return first
 
 
 def _same(before: list[tuple[object, int]], after: list[tuple[object, int]]) -> bool:

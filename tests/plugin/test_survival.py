@@ -105,3 +105,22 @@ def test_a_cache_that_can_not_be_written_is_told(pytester, tiny_folder, monkeypa
     done = run(pytester, tiny_folder)
     assert done.result.ret == 12
     assert "MI_AUDIT_CACHE_GIB=-5" in done.error("audit_reads")
+
+
+KEEPS_A_LOG = """
+class Log:
+    def __init__(self):
+        self.itself = self
+        self.file = open("log.txt", "w")
+        self.file.write("one line")
+
+log = Log()
+"""
+
+
+def test_a_file_that_a_project_leaves_open_is_written_as_the_process_ends(pytester, tiny_folder):
+    pytester.makeconftest(KEEPS_A_LOG)
+    pytester.makepyfile(audit_toy=TOY + AUDIT)
+    done = pytester.runpytest_subprocess(f"--audit-model={tiny_folder}", f"--audit-out={pytester.path / 'evidence'}", "--audit-format=none", "--audit-no-cache")
+    assert done.ret == 0
+    assert (pytester.path / "log.txt").read_text() == "one line"

@@ -133,6 +133,9 @@ def test_a_long_prompt_passes_alone_and_on_all_cores(tiny_llama, cores, monkeypa
     capture(tiny_llama, [*long, *texts(60)], [Site(At("resid_post", layer=LAYERS - 1), Tokens("last"))], budget=128)
     assert [(beside, cores) for length, beside, cores in seen if length > 128] == [(1, 3)] * 3
     assert {cores for length, _, cores in seen if length <= 128} == {1}
+    seen.clear()
+    capture(tiny_llama, texts(60), [Site(At("resid_post", layer=LAYERS - 1), Tokens("last"))], budget=1000)  # of several prompts, however large
+    assert {cores for *_, cores in seen} == {1} and any(beside > 1 for _, beside, _ in seen)
 
 
 def test_passes_leave_few_cores_idle():
@@ -174,4 +177,13 @@ def test_state_that_is_gone_after_a_pass_is_found_while_another_passes(tiny_llam
     decoder.base.layers[0].register_forward_pre_hook(lambda module, args: noted.append(args[0].shape[1]))
     decoder.base.layers[-1].register_forward_hook(lambda module, args, output: output * sum(noted))
     decoder.base.register_forward_hook(lambda module, args, output: noted.clear())
+    assert not is_reentrant(decoder, [torch.arange(5), torch.arange(9)])
+
+
+def test_state_that_is_gone_after_a_module_is_found_while_a_block_passes_amid_it(tiny_llama):
+    decoder, noted = tiny_llama.hook_points.decoder, []
+    mlp = decoder.base.layers[-1].mlp
+    mlp.gate_proj.register_forward_pre_hook(lambda module, args: noted.append(args[0].shape[1]))
+    mlp.down_proj.register_forward_hook(lambda module, args, output: output * sum(noted))
+    mlp.register_forward_hook(lambda module, args, output: noted.clear())
     assert not is_reentrant(decoder, [torch.arange(5), torch.arange(9)])
