@@ -74,9 +74,9 @@ def nnsight(model: LoadedModel, layers: Sequence[int]) -> Reader:
 
 
 PEERS: dict[str, Callable[[LoadedModel, Sequence[int]], Reader]] = {
-    "Hugging Face": hugging_face,
-    "TransformerLens": transformer_lens,
     "nnsight": nnsight,
+    "TransformerLens": transformer_lens,
+    "Hugging Face": hugging_face,
 }
 
 
