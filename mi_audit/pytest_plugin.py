@@ -84,7 +84,8 @@ def _leave() -> None:
     """As the process ends, collect what is garbage and let Python not look through all that is left time and again; unless somebody's file is still open, of
     which the end would be written only then."""
     gc.collect()
-    if not any(isinstance(each, FileIO) and not each.closed and each.writable() and each.fileno() > 2 for each in gc.get_objects()):
+    # some objects of torch warn when asked for their class, so their type is asked
+    if not any(issubclass(type(each), FileIO) and not each.closed and each.writable() and each.fileno() > 2 for each in gc.get_objects()):
         gc.freeze()
 
 
