@@ -32,6 +32,7 @@ def run(pytester: pytest.Pytester, model: Path, name: str, *, floor: float, argu
     pytester.makepyfile(audit_toy=TOY + AUDITS.format(floor=floor))
     settings = [f"--audit-model={model}", "--audit-device=cpu", f"--audit-out={pytester.path / name}", "--audit-format=html"]
     result = pytester.runpytest_subprocess(*settings, *arguments)
+    assert "Warning" not in result.stderr.str()
     return Run(result, pytester.path / name)
 
 
