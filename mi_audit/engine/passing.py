@@ -43,7 +43,7 @@ class Work:
 
     def is_large(self, batch: Batch) -> bool:
         """Whether a batch is one prompt that is longer than what is meant to pass beside others: it passes alone."""
-        return self.model.memory_left is None and len(batch.prompts) == 1 and batch.tokens(self.ids) > DEFAULT_BUDGET
+        return len(batch.prompts) == 1 and batch.tokens(self.ids) > DEFAULT_BUDGET and self.model.memory_left is None
 
     def positions_of(self, batch: Batch) -> dict[Tokens, list[Sequence[int]]]:
         """The positions of every selection in the batch's prompts, in their order."""
