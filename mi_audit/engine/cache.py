@@ -218,5 +218,6 @@ def batch_key(batch: Batch, prompts: Sequence[Ids]) -> str:
 
 
 def site_key(site: Site, positions: Sequence[Sequence[int]]) -> str:
-    """What is read of a batch at a site: the hook point, and the positions in each prompt."""
-    return hashlib.sha256(json.dumps([site.at.point, site.at.layer, [list(row) for row in positions]]).encode()).hexdigest()[:40]
+    """What is read of a batch at a site: the hook point, the positions in each prompt, and what is made of them."""
+    encoding = [] if site.encoding is None else [site.encoding.key]
+    return hashlib.sha256(json.dumps([site.at.point, site.at.layer, [list(row) for row in positions], *encoding]).encode()).hexdigest()[:40]

@@ -12,7 +12,7 @@ from mi_audit.engine.batches import plan_batches
 from mi_audit.engine.budget import token_budget
 from mi_audit.engine.cache import ActivationCache, Kept, batch_key
 from mi_audit.engine.encoding import encode_all
-from mi_audit.engine.passing import Work, work_through
+from mi_audit.engine.passing import Work, width_at, work_through
 from mi_audit.engine.progress import Progress
 from mi_audit.engine.selection import select
 from mi_audit.engine.site import Site
@@ -51,7 +51,10 @@ class Captures:
         return self.tokens_forwarded / self.seconds if self.seconds > 0 else 0.0
 
     def vectors(self, site: Site) -> NDArray[np.float32]:
-        """The activation of each prompt, float32 [n, width]: of the one selected token, or the mean over several without the attention sinks among them."""
+        """The activation of each prompt, float32 [n, width]: of the one selected token, or the mean over several without the attention sinks among them.
+
+        Where the site encodes activations, what it makes of them [n, m], pooled as it says.
+        """
         return self._readings[site].vectors[self._rows]
 
     def token_index(self, site: Site) -> NDArray[np.int64]:
@@ -99,7 +102,7 @@ def capture(
     selections = tuple(dict.fromkeys(site.tokens for site in sites))
     encoded = encode_all(model, prompts, cache)
     inputs, rows = _distinct(_prepare(prompt, each, selections) for prompt, each in zip(prompts, encoded, strict=True))
-    readings = {site: _Reading.empty(len(inputs), model.hook_points.resolve(site.at.point, site.at.layer).width) for site in sites}
+    readings = {site: _Reading.empty(len(inputs), width_at(model, site)) for site in sites}
     lengths = np.array([len(each.ids) for each in inputs], dtype=np.int64)
     passed = np.zeros(len(inputs), dtype=np.bool_)
     work = Work(

@@ -80,7 +80,10 @@ def read_batch(
         acts_RLD = acts_RLD.to(model.device)  # from the device of its block, where the model is on several
         acts = Activations(layout, begun.acts.get(at, acts_RLD[0, :0]), acts_RLD)
         sinks_BT = acts.sinks() if any(chosen[site.tokens].pooled for site in by_place[at]) else None
-        reduced.update({site: reduce(acts, chosen[site.tokens], sinks_BT) for site in by_place[at]})
+        for site in by_place[at]:
+            encoding = site.encoding
+            encode = None if encoding is None else encoding.on(model.device)
+            reduced[site] = reduce(acts, chosen[site.tokens], sinks_BT, encode, highest=encoding is not None and encoding.pooling == "max")
 
     listening.pass_through(set(by_place), layout.arguments(model, begun.past), hear)
     return reduced

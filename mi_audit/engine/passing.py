@@ -17,6 +17,13 @@ from mi_audit.plan.places import Tokens
 if TYPE_CHECKING:
     from mi_audit.engine.workers import Workers
 
+
+def width_at(model: AuditedModel, site: Site) -> int:
+    """How many numbers a prompt's vector has at a site. Raises HookPointError where the model has no such hook point."""
+    width = model.hook_points.resolve(site.at.point, site.at.layer).width
+    return width if site.encoding is None else site.encoding.width
+
+
 Result = tuple[Batch, dict[Site, Kept], bool]
 """A batch, what was read of it, and whether it passed through the model here."""
 
@@ -38,8 +45,8 @@ class Work:
 
     @cached_property
     def widths(self) -> dict[Site, int]:
-        """How many numbers an activation has at every site."""
-        return {site: self.model.hook_points.resolve(site.at.point, site.at.layer).width for site in self.sites}
+        """How many numbers a prompt's vector has at every site."""
+        return {site: width_at(self.model, site) for site in self.sites}
 
     def is_large(self, batch: Batch) -> bool:
         """Whether a batch is one prompt that is longer than what is meant to pass beside others: it passes alone."""

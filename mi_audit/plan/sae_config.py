@@ -7,15 +7,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NoReturn, get_args
+from typing import Any, Final, Literal, get_args
 
 from mi_audit.errors import PlanError
 from mi_audit.plan.digest import Json
 from mi_audit.plan.places import HOOK_POINTS, At
 
-Architecture = Literal[
-    "standard", "gated", "jumprelu", "topk", "abstopk", "transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"
-]
+Architecture = Literal["standard", "gated", "jumprelu", "topk", "abstopk", "transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"]
 """Those whose encoder is one matrix product and an activation: read straight from their files."""
 
 THROUGH_SAE_LENS: Final = ("temporal", "matching_pursuit")
@@ -148,19 +146,21 @@ class _Reader:
     def config(self) -> SaeConfig:
         architecture, k = self._architecture()
         if self._given.get("finetuning_scaling_factor"):
-            self._refuse("finetuning_scaling_factor", "its latents are scaled by factors that sae-lens 6 no longer reads; load it there once and save it again")
+            raise self._flaw(
+                "finetuning_scaling_factor", "its latents are scaled by factors that sae-lens 6 no longer reads; load it there once and save it again"
+            )
         transcoder = architecture.endswith("transcoder")
         subtracts = self._flag("apply_b_dec_to_input", default=not transcoder)
         if transcoder and subtracts:
-            self._refuse("apply_b_dec_to_input", "a transcoder's decoder bias belongs to another hook point and is not subtracted; set it to false")
+            raise self._flaw("apply_b_dec_to_input", "a transcoder's decoder bias belongs to another hook point and is not subtracted; set it to false")
         if self._text("reshape_activations", self._given) not in (None, "none", "hook_z"):
-            self._refuse("reshape_activations", "known are 'none' and 'hook_z'")
+            raise self._flaw("reshape_activations", "known are 'none' and 'hook_z'")
         if self._metadata.get("hook_head_index") is not None:
-            self._refuse("hook_head_index", "an SAE of a single attention head can't be read; only those of all heads of a layer can")
+            raise self._flaw("hook_head_index", "an SAE of a single attention head can't be read; only those of all heads of a layer can")
         d_in = self._count("d_in")
         d_sae = self._count("d_sae")
         if k is not None and k > d_sae:
-            self._refuse("k", f"more than its {d_sae} latents")
+            raise self._flaw("k", f"more than its {d_sae} latents")
         return SaeConfig(
             architecture=architecture,
             d_in=d_in,
@@ -182,11 +182,11 @@ class _Reader:
             if activation == "topk" and isinstance(arguments, dict) and arguments.get("k") is not None:
                 return "topk", self._count("k", arguments)
             if activation not in (None, "relu"):
-                self._refuse("activation_fn", f"{activation!r} is not known; known are 'relu' and 'topk'")
+                raise self._flaw("activation_fn", f"{activation!r} is not known; known are 'relu' and 'topk'")
         if name in ("topk", "abstopk"):
             return name, self._count("k")
         if name not in (*get_args(Architecture), *THROUGH_SAE_LENS):
-            self._refuse("architecture", f"{name!r} is not known; known are {', '.join((*get_args(Architecture), *THROUGH_SAE_LENS))}")
+            raise self._flaw("architecture", f"{name!r} is not known; known are {', '.join((*get_args(Architecture), *THROUGH_SAE_LENS))}")
         assert name is not None
         return name, None
 
@@ -198,17 +198,17 @@ class _Reader:
             if given == known:
                 return known  # type: ignore[no-any-return]
         if given is True or given == "expected_average_only_in":
-            self._refuse(
+            raise self._flaw(
                 "normalize_activations",
                 "it was trained on activations scaled by a factor that its file does not hold; fold the factor into the weights"
                 " (sae-lens: fold_activation_norm_scaling_factor) and save it again",
             )
         if given == "covariance_whitening":
-            self._refuse(
+            raise self._flaw(
                 "normalize_activations",
                 "it was trained on whitened activations and the matrix is not in its file; fold it (sae-lens: fold_activation_whitening) and save it again",
             )
-        self._refuse("normalize_activations", f"{given!r} is not known")
+        raise self._flaw("normalize_activations", f"{given!r} is not known")
 
     def _described(self) -> SaeMetadata:
         kwargs = self._metadata.get("model_from_pretrained_kwargs")
@@ -233,23 +233,23 @@ class _Reader:
         if value is None or value == "":
             return None
         if not isinstance(value, str) or len(value) > 500:
-            self._refuse(name, "it is no text, or a very long one")
+            raise self._flaw(name, "it is no text, or a very long one")
         return value
 
     def _flag(self, name: str, *, default: bool) -> bool:
         value = self._given.get(name, default)
         if not isinstance(value, bool):
-            self._refuse(name, f"{value!r} is neither true nor false")
+            raise self._flaw(name, f"{value!r} is neither true nor false")
         return value
 
     def _count(self, name: str, where: Mapping[str, Any] | None = None) -> int:
         value = (self._given if where is None else where).get(name)
         if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _LARGEST:
-            self._refuse(name, f"{value!r} is no whole number from 1 to {_LARGEST}")
+            raise self._flaw(name, f"{value!r} is no whole number from 1 to {_LARGEST}")
         return value
 
-    def _refuse(self, field: str, why: str) -> NoReturn:
-        raise PlanError(f"{self._where}: {field}: {why}")
+    def _flaw(self, field: str, why: str) -> PlanError:
+        return PlanError(f"{self._where}: {field}: {why}")
 
 
 def _is_number(value: object) -> bool:

@@ -44,11 +44,12 @@ def read_weights(path: Path, config: SaeConfig) -> SaeWeights:
     """Read the tensors of a safetensors file, in float32.
 
     Raises:
-        DetectorError: the file can't be read or is damaged; a tensor is missing, is one too many, or has another shape than `config` says; a value is not finite.
+        DetectorError: the file can't be read or is damaged; a tensor is missing, is one too many, or has another shape than `config` says; a value is not
+            finite.
     """
     expected = _shapes(config)
     try:
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             names = set(file.keys())
             if absent := sorted(set(expected) - names):
                 raise DetectorError(f"{path.name} holds no tensor {absent[0]!r}, which an SAE of the architecture {config.architecture!r} has")

@@ -1,6 +1,5 @@
 """Latents and reconstructions equal those of sae-lens, read from files that sae-lens wrote."""
 
-import json
 from pathlib import Path
 
 import pytest

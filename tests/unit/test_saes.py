@@ -1,0 +1,109 @@
+"""An SAE's file is read as what it says it is, or refused by the field's name; its latents are read token by token on the way of a pass."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mi_audit as mi
+from mi_audit.engine.cache import ActivationCache
+from mi_audit.engine.capture import Site, capture
+from mi_audit.engine.encoding import encode_all
+from mi_audit.engine.every_token import every_token
+from mi_audit.engine.selection import select
+from mi_audit.errors import DetectorError, PlanError
+from mi_audit.plan.places import Tokens
+from mi_audit.plan.saes import CONFIG, WEIGHTS, sae
+from mi_audit.saes.encoding import Encoder
+from mi_audit.saes.latents import LatentGroups, weights_of
+from tests.unit.saes import save_sae
+from tests.unit.texts import texts
+
+HOOK = {"hook_name": "blocks.1.hook_resid_post", "model_name": "tiny"}
+
+
+def changed(folder, **fields):
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, **fields}))
+    return folder
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+@pytest.mark.parametrize("combine", ["sum", "max", "any"])
+@pytest.mark.parametrize(("architecture", "options"), [("standard", {}), ("jumprelu", {}), ("topk", {"k": 5})])
+def test_latents_are_those_of_each_token_and_pooled_without_sinks(tiny_llama, tmp_path, architecture, options, combine, pooling):
+    width = tiny_llama.hook_points.resolve("resid_post", 1).width
+    spec = sae(save_sae(tmp_path / "sae", width, 40, architecture, metadata=HOOK, **options))
+    groups = LatentGroups(spec, ((3,), (3, 17, 39), (0, 1)), combine, pooling)
+    prompts, tokens = texts(12), Tokens("all")
+    cache = ActivationCache.of(tiny_llama, tmp_path / "cache")
+    site, plain = Site(spec.at, tokens, groups), Site(spec.at, tokens)
+    read = capture(tiny_llama, prompts, [site, plain], cache=cache)
+    again = capture(tiny_llama, prompts, [site], cache=cache)
+    np.testing.assert_array_equal(again.vectors(site), read.vectors(site))
+    assert again.prompts_forwarded == 0 and read.vectors(plain).shape == (12, width)
+
+    encode = Encoder.of(spec.config, weights_of(spec))
+    expected = []
+    encoded = list(encode_all(tiny_llama, prompts, None))
+    for prompt, ids, each in zip(prompts, encoded, every_token(tiny_llama, encoded, spec.at), strict=True):
+        chosen = [position for position in select(ids, tokens, prompt) if not each.sinks[position]]
+        latents = encode(torch.tensor(each.activations[chosen]))
+        of_group = [latents[:, list(group)] for group in groups.groups]
+        values = {"sum": lambda part: part.sum(1), "max": lambda part: part.amax(1), "any": lambda part: (part > 0).any(1).float()}[combine]
+        by_token = torch.stack([values(part) for part in of_group], dim=1)
+        expected.append((by_token.amax(0) if pooling == "max" else by_token.mean(0)).numpy())
+    np.testing.assert_allclose(read.vectors(site), np.stack(expected), rtol=2e-5, atol=2e-6)
+
+
+def test_an_sae_says_where_it_is_read(tmp_path):
+    folder = save_sae(tmp_path, 16, 40, metadata=HOOK)
+    assert sae(folder).at == mi.at("resid_post", layer=1) == sae(folder, at=mi.at("resid_post", layer=1)).at
+    with pytest.raises(PlanError, match=r"declared at resid_post at layer 2, but its metadata \(hook_name\) say resid_post at layer 1"):
+        sae(folder, at=mi.at("resid_post", layer=2))
+    changed(folder, metadata={})
+    with pytest.raises(PlanError, match=r"do not say which hook point it encodes; say it with at="):
+        sae(folder)
+    assert sae(folder, at=mi.at("resid_post", layer=2)).at == mi.at("resid_post", layer=2)
+    changed(folder, metadata={"hook_name": "blocks.1.ln2.hook_normalized"})
+    with pytest.raises(PlanError, match=r"'blocks.1.ln2.hook_normalized', which is no hook point that can be read"):
+        sae(folder)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"normalize_activations": "expected_average_only_in"}, "normalize_activations: .* fold the factor into the weights"),
+        ({"normalize_activations": "covariance_whitening"}, "normalize_activations: .* fold it"),
+        ({"architecture": "crosscoder"}, "architecture: 'crosscoder' is not known"),
+        ({"architecture": "topk", "k": 41}, "k: more than its 40 latents"),
+        ({"d_sae": 41}, r"W_enc has the shape \[16, 40\], cfg.json says \[16, 41\]"),
+        ({"architecture": "gated"}, "holds no tensor 'b_gate'"),
+        ({"apply_b_dec_to_input": "yes"}, "apply_b_dec_to_input: 'yes' is neither true nor false"),
+        ({"metadata": {**HOOK, "hook_head_index": 3}}, "hook_head_index: an SAE of a single attention head"),
+    ],
+)
+def test_what_can_not_be_computed_is_refused_by_the_name_of_the_field(tmp_path, fields, message):
+    folder = changed(save_sae(tmp_path, 16, 40, metadata=HOOK), **fields)
+    with pytest.raises((PlanError, DetectorError), match=message):
+        weights_of(sae(folder))
+
+
+def test_weights_that_are_broken_or_changed_since_the_plan_are_refused(tmp_path):
+    folder = save_sae(tmp_path, 16, 40, metadata=HOOK)
+    planned = sae(folder)
+    tensors = load_file(folder / WEIGHTS)
+    tensors["b_enc"][3] = torch.nan
+    save_file(tensors, folder / WEIGHTS)
+    with pytest.raises(DetectorError, match="its files changed after the run was planned"):
+        weights_of(planned)
+    with pytest.raises(DetectorError, match="b_enc holds a number that is not finite"):
+        weights_of(sae(folder))
+    save_file({**tensors, "b_enc": torch.zeros(40), "scaling_factor": torch.ones(40)}, folder / WEIGHTS)
+    with pytest.raises(DetectorError, match="holds the tensor 'scaling_factor'"):
+        weights_of(sae(folder))
+    (folder / WEIGHTS).write_bytes(b"\x80\x04not safetensors")
+    with pytest.raises(DetectorError, match="can't be read as safetensors"):
+        weights_of(sae(folder))
