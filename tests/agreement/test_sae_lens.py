@@ -67,3 +67,44 @@ def test_latents_and_reconstructions_equal_those_of_sae_lens(architecture: str, 
     chosen = [3, 159, 0, 77]
     torch.testing.assert_close(Encoder.of(config, weights, chosen)(given), expected[:, chosen], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(Decoder(config, weights)(ours, given), decoded, rtol=1e-5, atol=1e-4)
+
+
+def test_what_an_sae_explains_and_recovers_is_what_sae_lens_measures(tiny_llama, tmp_path: Path) -> None:
+    from sae_lens.evals import ExplainedVarianceCalculator, get_recons_loss
+    from sae_lens.training.activation_scaler import ActivationScaler
+
+    from mi_audit.engine.encoding import encode_all
+    from mi_audit.engine.every_token import every_token
+    from mi_audit.plan.saes import sae
+    from mi_audit.saes.quality import Reconstruction, Recovery
+    from tests.agreement.bridge import activations, bridge_of
+    from tests.unit.texts import texts
+
+    width, place = tiny_llama.d_model, ("resid_post", 1)
+    theirs = saved(tmp_path, "standard", {"d_in": width, "metadata": {"hook_name": "blocks.1.hook_resid_post"}})
+    spec, bridge = sae(tmp_path), bridge_of(tiny_llama)
+    encoded = list(encode_all(tiny_llama, texts(8), None))
+    read = every_token(tiny_llama, encoded, spec.at)
+    assert not any(each.sinks.any() for each in read)  # sae-lens leaves none out
+    ours = Reconstruction.of(spec, read)
+    groups = [str(number) for number in range(8)]
+    expected, fired = ExplainedVarianceCalculator(), []
+    for each in encoded:
+        acts = activations(bridge, each.ids, [place])[place]
+        with torch.no_grad():
+            expected.add_batch(theirs(acts), acts)
+            fired.append((theirs.encode(acts) != 0).sum(dim=-1).double())
+    assert ours.explained_variance(groups, 0.025).value == pytest.approx(expected.compute(), rel=1e-4)
+    assert ours.l0(groups, 0.025).value == pytest.approx(float(torch.cat(fired).mean()), rel=1e-4)
+
+    ids = [each.ids for each in encoded]
+    recovery = Recovery.of(tiny_llama, spec, ids, ours.sums.sum(0) / ours.tokens.sum())
+    found = [get_recons_loss(theirs, bridge, ActivationScaler(), torch.tensor([each]), compute_kl=True, compute_ce_loss=True) for each in ids]
+    sums = {name: sum(float(part[name].double().sum()) for part in found) for name in found[0]}
+    assert recovery.plain.sum() == pytest.approx(sums["ce_loss_without_sae"], rel=1e-4)
+    assert recovery.sae.sum() == pytest.approx(sums["ce_loss_with_sae"], rel=1e-4)
+    assert recovery.zero.sum() == pytest.approx(sums["ce_loss_with_ablation"], rel=1e-4)
+    score = (sums["ce_loss_with_ablation"] - sums["ce_loss_with_sae"]) / (sums["ce_loss_with_ablation"] - sums["ce_loss_without_sae"])
+    assert recovery.recovered(groups, 0.025, zero=True).value == pytest.approx(score, rel=1e-3)
+    last = sum(float(part["kl_div_with_sae"][:, :-1].double().sum()) for part in found)  # sae-lens counts the last position too, after which nothing stands
+    assert recovery.kl.sum() == pytest.approx(last, rel=1e-3)
