@@ -159,8 +159,8 @@ class DetectorRecord(Record):
     """Name given in the audit file."""
     digest: Digest
     """Digest of its spec."""
-    kind: Literal["probe", "direction", "sweep"]
-    """Fitted here at a declared place, found elsewhere, or fitted here at the layer that reads best on validation prompts."""
+    kind: Literal["probe", "direction", "sweep", "latent"]
+    """Fitted here at a declared place, found elsewhere, fitted here at the layer that reads best on validation prompts, or latents of an SAE."""
     method: Name | None
     """How it was fitted; absent for a direction."""
     hook_point: Name

@@ -56,7 +56,7 @@ Threshold = FalsePositiveRate | FixedThreshold | None
 class DetectorSpec(ABC):
     """What every detector answers, however it comes about. `method` and `fit` are None for one that was found elsewhere."""
 
-    kind: ClassVar[Literal["probe", "direction", "sweep"]]
+    kind: ClassVar[Literal["probe", "direction", "sweep", "latent"]]
 
     name: str
     tokens: Tokens
@@ -234,13 +234,13 @@ def probe(
     Raises:
         PlanError: an argument is of the wrong kind, no active plugin offers the method, or the fit suite has no labels or only one class.
     """
-    _require_name(name, "mi.probe")
+    require_name(name, "mi.probe")
     methods = active().probe_methods
     if not isinstance(method, str) or method not in methods:
         raise PlanError(f"mi.probe({name!r}, method={method!r}): known methods are {', '.join(methods)}")
     _require_at(at, f"mi.probe({name!r}, at=…)")
     require_classes(fit, f"mi.probe({name!r}, fit=…)")
-    frozen = _threshold(threshold, f"mi.probe({name!r}, threshold=…)")
+    frozen = frozen_threshold(threshold, f"mi.probe({name!r}, threshold=…)")
     return ProbeSpec(name=name, tokens=Tokens.of(tokens), threshold=frozen, method=method, fit=fit, at=at)
 
 
@@ -264,7 +264,7 @@ def direction(
     Raises:
         PlanError: an argument is of the wrong kind, or the file is missing or too large.
     """
-    _require_name(name, "mi.direction")
+    require_name(name, "mi.direction")
     _require_at(at, f"mi.direction({name!r}, at=…)")
     caller = inspect.stack()[1].filename
     path = Path(file) if Path(file).is_absolute() else Path(caller).parent / file
@@ -274,11 +274,12 @@ def direction(
         raise PlanError(f"mi.direction({name!r}, {str(file)!r}): no such file next to the audit file")
     if path.stat().st_size > 64 * 2**20:
         raise PlanError(f"mi.direction({name!r}, {str(file)!r}): the file is larger than 64 MiB, which no direction is")
-    frozen, digest = _threshold(threshold, f"mi.direction({name!r}, threshold=…)"), sha256_of_file(path)
+    frozen, digest = frozen_threshold(threshold, f"mi.direction({name!r}, threshold=…)"), sha256_of_file(path)
     return DirectionSpec(name=name, tokens=Tokens.of(tokens), threshold=frozen, method=None, fit=None, at=at, file=path, file_digest=digest)
 
 
-def _threshold(threshold: object, where: str) -> Threshold:
+def frozen_threshold(threshold: object, where: str) -> Threshold:
+    """The threshold as it is written in an audit file. Raises PlanError for anything but a rule, a finite number or None."""
     match threshold:
         case None | FalsePositiveRate():
             return threshold
@@ -289,7 +290,8 @@ def _threshold(threshold: object, where: str) -> Threshold:
     raise PlanError(f"{where}: give mi.false_positive_rate(rate, on=suite) or a finite number, not {threshold!r}")
 
 
-def _require_name(name: object, where: str) -> None:
+def require_name(name: object, where: str) -> None:
+    """Raises PlanError for what is no detector's name."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise PlanError(f"{where}({name!r}, …): a detector's name is lower-case letters, digits, '_' and '-', starting with a letter, at most 64 long")
 

@@ -45,22 +45,24 @@ class SaeSpec:
     config: SaeConfig
     at: At
     floors: SaeFloors
+    model: str | None = None
 
     def describe(self) -> dict[str, Json]:
         """JSON-ready description, part of the plan's digest."""
-        return {"sae": self.digest, "at": self.at.describe(), "floors": self.floors.describe()}
+        return {"sae": self.digest, "at": self.at.describe(), "floors": self.floors.describe(), "model": self.model}
 
     def __str__(self) -> str:
         return f"{self.name}: {self.config.architecture} SAE of {self.config.d_sae} latents, {self.at}"
 
 
-def sae(source: str | Path, *, at: At | None = None, floors: SaeFloors | None = None) -> SaeSpec:
+def sae(source: str | Path, *, at: At | None = None, floors: SaeFloors | None = None, model: str | None = None) -> SaeSpec:
     """Name a sparse autoencoder.
 
     Args:
         source: a folder as sae-lens's `save_model` writes it (`cfg.json` and `sae_weights.safetensors`), relative to the audit file.
         at: the hook point that it encodes, from `mi.at`; needed where its metadata do not name one, and otherwise the same.
         floors: what it must reach on the model under audit, from `mi.sae_floors`.
+        model: the reference of the model that it was trained on, as it is given to `--audit-model`; needed where its metadata call that model otherwise.
 
     Raises:
         PlanError: no such folder; a file of it is missing, a link, or not what sae-lens writes; its architecture or normalisation can't be read; `at` differs
@@ -77,7 +79,7 @@ def sae(source: str | Path, *, at: At | None = None, floors: SaeFloors | None = 
         raise PlanError(f"{where}: {CONFIG} is larger than 1 MiB, which none is")
     config = parse((folder / CONFIG).read_bytes(), f"{where}: {CONFIG}")
     digest = digest_of({name: sha256_of_file(folder / name) for name in (CONFIG, WEIGHTS)})
-    return SaeSpec(folder.resolve().name, folder, digest, config, _place(config, at, where), floors or SaeFloors())
+    return SaeSpec(folder.resolve().name, folder, digest, config, _place(config, at, where), floors or SaeFloors(), model)
 
 
 def sae_floors(*, explained_variance: float = 0.5, loss_recovered: float = 0.8) -> SaeFloors:

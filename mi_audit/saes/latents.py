@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from mi_audit.errors import DetectorError
 from mi_audit.plan.digest import Json, digest_of, sha256_of_file
+from mi_audit.plan.latents import Combine, Pooling
 from mi_audit.plan.saes import CONFIG, WEIGHTS, SaeSpec
 
 if TYPE_CHECKING:
@@ -14,9 +15,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mi_audit.saes.weights import SaeWeights
-
-Combine = Literal["sum", "max", "any"]
-"""How the latents of a group become one number at a token: their sum, the highest, or 1 where any of them fires and 0 where none does."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +24,7 @@ class LatentGroups:
     sae: SaeSpec
     groups: tuple[tuple[int, ...], ...]
     combine: Combine
-    pooling: Literal["mean", "max"]
+    pooling: Pooling
 
     @cached_property
     def key(self) -> str:

@@ -1,7 +1,7 @@
 """How well an SAE stands for the activations of the model under audit: what it explains of them, and what the model loses where it takes their place.
 
 Explained variance, L0 and loss recovered are defined as in sae-lens's own evaluation (`sae_lens.evals`); attention sinks are left out of all of them. Every
-number comes with a bound by the delete-a-group jackknife, since it is measured on a sample.
+number comes with bounds by the delete-a-group jackknife, since it is measured on a sample. No torch.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,24 +9,12 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from mi_audit.engine.batches import Ids
-from mi_audit.engine.every_token import EveryToken
-from mi_audit.engine.splicing import next_token_losses
-from mi_audit.errors import DetectorError
-from mi_audit.model.loaded import LoadedModel
-from mi_audit.plan.saes import SaeSpec
-from mi_audit.saes.encoding import Decoder, Encoder
-from mi_audit.saes.latents import weights_of
 from mi_audit.stats.checks import Floats
 from mi_audit.stats.jackknife import Jackknife, worth_of
 
 DENSE: Final = 0.1
 """A latent that fires at more than this share of the tokens tells little of any of them."""
-
-_AT_A_TIME: Final = 512
 
 
 @dataclass(frozen=True)
@@ -59,30 +47,6 @@ class Reconstruction:
     fired: Floats
     ratios: Floats
     fires: Floats
-
-    @classmethod
-    def of(cls, sae: SaeSpec, prompts: Sequence[EveryToken]) -> "Reconstruction":
-        """Encode and decode every ordinary token of the prompts, whose activations are those that the SAE encodes and reconstructs.
-
-        Raises:
-            DetectorError: the SAE's files have changed or are damaged, the activations have another width, or a prompt has no token that is no sink.
-        """
-        if sae.config.is_transcoder:
-            raise DetectorError(f"{sae.name}: a transcoder reconstructs another hook point than it encodes")
-        weights = weights_of(sae)
-        encode, decode = Encoder.of(sae.config, weights), Decoder(sae.config, weights)
-        rows, fires = [], torch.zeros(sae.config.d_sae, dtype=torch.float64)
-        for number, prompt in enumerate(prompts):
-            acts = torch.from_numpy(prompt.activations[~prompt.sinks])
-            if acts.shape[-1] != sae.config.d_in:
-                raise DetectorError(f"{sae.name}: it encodes {sae.config.d_in} numbers (d_in), but {sae.at} of this model has {acts.shape[-1]}")
-            if not len(acts):
-                raise DetectorError(f"{sae.name}: prompt {number} has no token that is no attention sink, so nothing of it can be reconstructed")
-            latents = torch.cat([encode(part) for part in torch.split(acts, _AT_A_TIME)])
-            fires += (latents != 0).sum(dim=0)
-            rows.append(_sums(acts.double(), decode(latents, acts).double(), latents))
-        tokens, residuals, squares, fired, ratios = (np.array(column) for column in zip(*((row[0], *row[2:]) for row in rows), strict=True))
-        return cls(tokens, residuals, squares, np.stack([row[1] for row in rows]), fired, ratios, fires.numpy())
 
     @property
     def dead(self) -> int:
@@ -132,25 +96,6 @@ class Recovery:
     zero: Floats
     kl: Floats
 
-    @classmethod
-    def of(cls, model: LoadedModel, sae: SaeSpec, prompts: Sequence[Ids], mean: Floats) -> "Recovery":
-        """Pass prompts with the activation of every token but attention sinks replaced: by the reconstruction, by `mean` [d_out], by zeros.
-
-        Raises:
-            DetectorError: the SAE's files have changed or are damaged.
-            HookPointError, PromptError: as `engine.splicing.next_token_losses`.
-        """
-        weights = weights_of(sae).to(model.device)
-        encode, decode = Encoder.of(sae.config, weights), Decoder(sae.config, weights)
-        middle = torch.from_numpy(mean).to(model.device, torch.float32)
-
-        def reconstructed(acts: Tensor) -> Tensor:
-            return decode(encode(acts), acts)
-
-        losses, kls, tokens = next_token_losses(model, prompts, sae.at, [reconstructed, middle.expand_as, torch.zeros_like])
-        plain, sae_losses, mean_losses, zero_losses = losses.numpy()
-        return cls(tokens.double().numpy(), plain, sae_losses, mean_losses, zero_losses, kls[0].numpy())
-
     def recovered(self, groups: Sequence[str], alpha: float, *, zero: bool = False) -> Measured:
         """(L_mean − L_sae) / (L_mean − L): of the loss that the mean in its place costs (or zeros), what the SAE does not cost."""
         worst = self.zero if zero else self.mean
@@ -159,13 +104,6 @@ class Recovery:
     def divergence(self, groups: Sequence[str], alpha: float) -> Measured:
         """KL of the model's distributions with the SAE in place from those without, in nats per next token."""
         return _measured(lambda kept: float(kept @ self.kl / (kept @ self.tokens)), groups, self.tokens, alpha)
-
-
-def _sums(acts: Tensor, decoded: Tensor, latents: Tensor) -> tuple[float, Floats, float, float, float, float]:
-    """Tokens, Σx, Σ‖x − x̂‖², Σ‖x‖², latents that fire, Σ‖x̂‖ / ‖x‖."""
-    ratios = decoded.norm(dim=-1) / acts.norm(dim=-1)
-    residual, square = ((acts - decoded) ** 2).sum(), (acts**2).sum()
-    return float(len(acts)), acts.sum(dim=0).numpy(), float(residual), float(square), float((latents != 0).sum()), float(ratios.sum())
 
 
 def _measured(statistic: Callable[[Floats], float], groups: Sequence[str], tokens: Floats, alpha: float) -> Measured:

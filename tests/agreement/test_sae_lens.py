@@ -76,7 +76,7 @@ def test_what_an_sae_explains_and_recovers_is_what_sae_lens_measures(tiny_llama,
     from mi_audit.engine.encoding import encode_all
     from mi_audit.engine.every_token import every_token
     from mi_audit.plan.saes import sae
-    from mi_audit.saes.quality import Reconstruction, Recovery
+    from mi_audit.saes.measuring import reconstruction, recovery
     from tests.agreement.bridge import activations, bridge_of
     from tests.unit.texts import texts
 
@@ -86,7 +86,7 @@ def test_what_an_sae_explains_and_recovers_is_what_sae_lens_measures(tiny_llama,
     encoded = list(encode_all(tiny_llama, texts(8), None))
     read = every_token(tiny_llama, encoded, spec.at)
     assert not any(each.sinks.any() for each in read)  # sae-lens leaves none out
-    ours = Reconstruction.of(spec, read)
+    ours = reconstruction(spec, read)
     groups = [str(number) for number in range(8)]
     expected, fired = ExplainedVarianceCalculator(), []
     for each in encoded:
@@ -98,13 +98,13 @@ def test_what_an_sae_explains_and_recovers_is_what_sae_lens_measures(tiny_llama,
     assert ours.l0(groups, 0.025).value == pytest.approx(float(torch.cat(fired).mean()), rel=1e-4)
 
     ids = [each.ids for each in encoded]
-    recovery = Recovery.of(tiny_llama, spec, ids, ours.sums.sum(0) / ours.tokens.sum())
+    cost = recovery(tiny_llama, spec, spec.at, ids, ours.sums.sum(0) / ours.tokens.sum())
     found = [get_recons_loss(theirs, bridge, ActivationScaler(), torch.tensor([each]), compute_kl=True, compute_ce_loss=True) for each in ids]
     sums = {name: sum(float(part[name].double().sum()) for part in found) for name in found[0]}
-    assert recovery.plain.sum() == pytest.approx(sums["ce_loss_without_sae"], rel=1e-4)
-    assert recovery.sae.sum() == pytest.approx(sums["ce_loss_with_sae"], rel=1e-4)
-    assert recovery.zero.sum() == pytest.approx(sums["ce_loss_with_ablation"], rel=1e-4)
+    assert cost.plain.sum() == pytest.approx(sums["ce_loss_without_sae"], rel=1e-4)
+    assert cost.sae.sum() == pytest.approx(sums["ce_loss_with_sae"], rel=1e-4)
+    assert cost.zero.sum() == pytest.approx(sums["ce_loss_with_ablation"], rel=1e-4)
     score = (sums["ce_loss_with_ablation"] - sums["ce_loss_with_sae"]) / (sums["ce_loss_with_ablation"] - sums["ce_loss_without_sae"])
-    assert recovery.recovered(groups, 0.025, zero=True).value == pytest.approx(score, rel=1e-3)
+    assert cost.recovered(groups, 0.025, zero=True).value == pytest.approx(score, rel=1e-3)
     last = sum(float(part["kl_div_with_sae"][:, :-1].double().sum()) for part in found)  # sae-lens counts the last position too, after which nothing stands
-    assert recovery.kl.sum() == pytest.approx(last, rel=1e-3)
+    assert cost.kl.sum() == pytest.approx(last, rel=1e-3)

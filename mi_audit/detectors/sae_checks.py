@@ -1,0 +1,200 @@
+"""May an SAE testify? What it explains of the prompts that are read and recovers on neutral text, measured once and held against its floors."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mi_audit.detectors.controls import stream
+from mi_audit.engine.cache import ActivationCache
+from mi_audit.engine.encoding import encode_all
+from mi_audit.engine.every_token import every_token
+from mi_audit.errors import DetectorError
+from mi_audit.model.audited import AuditedModel
+from mi_audit.plan.digest import digest_of
+from mi_audit.plan.saes import SaeSpec
+from mi_audit.saes.quality import Measured, Reconstruction, Recovery
+from mi_audit.stats.checks import Floats
+from mi_audit.suites.prompt import Prompt
+from mi_audit.suites.suite import Suite, suite
+
+NEUTRAL: Final = "neutral_text"
+"""The shipped suite on which it is measured what the model loses."""
+
+SAMPLE: Final = 128
+"""Prompts of a suite, or all where there are fewer."""
+
+_Sums = TypeVar("_Sums", Reconstruction, Recovery)
+
+
+@dataclass(frozen=True)
+class SaeQuality:
+    """How well an SAE stands for a model's activations on a suite's prompts and on neutral text.
+
+    Attributes:
+        suite: the name of the suite that is read; `prompts` of it and `tokens` in these were encoded.
+        explained_variance, l0, norm_ratio: on them.
+        neutral_explained_variance: on neutral text.
+        dead, dense: latents that fire at none, or at more than a tenth, of the neutral text's `neutral_tokens` tokens.
+        loss_recovered, loss_recovered_zero: on neutral text, against the mean and against zeros in the activations' place.
+        kl: on neutral text, nats per next token.
+        below: the floors that it does not reach, in words; a claim that rests on it decides nothing then.
+    """
+
+    suite: str
+    prompts: int
+    tokens: int
+    explained_variance: Measured
+    l0: Measured
+    norm_ratio: Measured
+    neutral_explained_variance: Measured
+    neutral_tokens: int
+    dead: int
+    dense: int
+    loss_recovered: Measured
+    loss_recovered_zero: Measured
+    kl: Measured
+    below: tuple[str, ...]
+
+
+class SaeChecks:
+    """Checks the SAEs of one model, each once on neutral text and once on every suite that is read."""
+
+    def __init__(self, model: AuditedModel, alpha: float, seed: int, cache: ActivationCache | None) -> None:
+        self._model, self._alpha, self._seed, self._cache = model, alpha, seed, cache
+        self._qualities: dict[tuple[SaeSpec, str], SaeQuality] = {}
+        self._reconstructions: dict[tuple[SaeSpec, str], Reconstruction] = {}
+        self._recoveries: dict[SaeSpec, Recovery] = {}
+
+    def quality(self, sae: SaeSpec, read: Suite) -> SaeQuality:
+        """How well the SAE stands for the activations on the prompts that are read.
+
+        Raises:
+            DetectorError: the SAE's files changed or are damaged, or it encodes another width.
+            HookPointError, PromptError: as the passes.
+        """
+        key = (sae, read.digest)
+        if key not in self._qualities:
+            self._qualities[key] = self._measured(sae, read)
+        return self._qualities[key]
+
+    def firing(self, sae: SaeSpec) -> Floats:
+        """At which share of the neutral text's tokens each latent fires [d_sae]. Raises as `quality`."""
+        neutral = suite(NEUTRAL)
+        found = self._reconstruction(sae, neutral, neutral.prompts)
+        shares: Floats = found.fires / found.tokens.sum()
+        return shares
+
+    def _measured(self, sae: SaeSpec, read: Suite) -> SaeQuality:
+        neutral, sample = suite(NEUTRAL), self._sample(sae, read)
+        groups, neutral_groups, alpha = [prompt.group for prompt in sample], neutral.groups(), self._alpha
+        own, elsewhere = self._reconstruction(sae, read, sample), self._reconstruction(sae, neutral, neutral.prompts)
+        recovery = self._recovery(sae, neutral, elsewhere)
+        explained, recovered = own.explained_variance(groups, alpha), recovery.recovered(neutral_groups, alpha)
+        floors = sae.floors
+        below = [
+            f"the SAE {sae.name} {said} (at least {found.low:.3g} is shown), the floor is {floor:g} ({name})"
+            for name, found, floor, said in (
+                ("explained_variance", explained, floors.explained_variance, f"explains {explained.value:.0%} of the variance on {read.name}"),
+                ("loss_recovered", recovered, floors.loss_recovered, f"recovers {recovered.value:.0%} of the loss on neutral text"),
+            )
+            if not found.low >= floor
+        ]
+        return SaeQuality(
+            suite=read.name,
+            prompts=len(sample),
+            tokens=int(own.tokens.sum()),
+            explained_variance=explained,
+            l0=own.l0(groups, alpha),
+            norm_ratio=own.norm_ratio(groups, alpha),
+            neutral_explained_variance=elsewhere.explained_variance(neutral_groups, alpha),
+            neutral_tokens=int(elsewhere.tokens.sum()),
+            dead=elsewhere.dead,
+            dense=elsewhere.dense,
+            loss_recovered=recovered,
+            loss_recovered_zero=recovery.recovered(neutral_groups, alpha, zero=True),
+            kl=recovery.divergence(neutral_groups, alpha),
+            below=tuple(below),
+        )
+
+    def _sample(self, sae: SaeSpec, read: Suite) -> Sequence[Prompt]:
+        """Some of a suite's prompts, in its order; which of them follows from the seed."""
+        if len(read) <= SAMPLE:
+            return read.prompts
+        rows = stream(self._seed, "sae", sae.digest, read.digest).choice(len(read), SAMPLE, replace=False)
+        return [read.prompts[row] for row in sorted(rows.tolist())]
+
+    def _reconstruction(self, sae: SaeSpec, read: Suite, prompts: Sequence[Prompt]) -> Reconstruction:
+        key = (sae, read.digest)
+        if key not in self._reconstructions:
+            encoded = list(encode_all(self._model, prompts, self._cache))
+            at = sae.at.in_model(self._model.n_layers)
+
+            def compute() -> Reconstruction:
+                from mi_audit.saes.measuring import reconstruction
+
+                return reconstruction(sae, every_token(self._model, encoded, at, cache=self._cache))
+
+            self._reconstructions[key] = self._kept(Reconstruction, sae, [each.ids for each in encoded], compute)
+        return self._reconstructions[key]
+
+    def _recovery(self, sae: SaeSpec, neutral: Suite, found: Reconstruction) -> Recovery:
+        if sae not in self._recoveries:
+            ids = [each.ids for each in encode_all(self._model, neutral.prompts, self._cache)]
+            at, mean = sae.at.in_model(self._model.n_layers), found.sums.sum(axis=0) / found.tokens.sum()
+
+            def compute() -> Recovery:
+                from mi_audit.saes.measuring import recovery
+
+                return recovery(self._model.loaded(), sae, at, ids, mean)
+
+            self._recoveries[sae] = self._kept(Recovery, sae, ids, compute)
+        return self._recoveries[sae]
+
+    def _kept(self, kind: type[_Sums], sae: SaeSpec, ids: Sequence[tuple[int, ...]], compute: Callable[[], _Sums]) -> _Sums:
+        """The sums over these prompts, from the cache where they are there."""
+        if self._cache is None:
+            return compute()
+        key = digest_of({"sae": sae.digest, "at": str(sae.at), "sums": kind.__name__, "prompts": [list(each) for each in ids]})[:40]
+        known = self._cache.tensors(key)
+        if _fits(kind, known, len(ids)):
+            return kind(**known)
+        found = compute()
+        self._cache.put(key, {each.name: np.ascontiguousarray(getattr(found, each.name)) for each in fields(found)})
+        return found
+
+
+def _fits(kind: type[Any], known: Mapping[str, NDArray[Any]], prompts: int) -> bool:
+    """Whether what the cache holds are such sums of so many prompts."""
+    names = {each.name for each in fields(kind)}
+    return known.keys() == names and all(
+        array.dtype == np.float64 and np.isfinite(array).all() and (name == "fires" or array.shape[0] == prompts) for name, array in known.items()
+    )
+
+
+def require_match(sae: SaeSpec, model: AuditedModel) -> None:
+    """Hold an SAE's metadata against the model under audit.
+
+    Raises:
+        DetectorError: it encodes another width than its hook point has, or was trained on another model; the message names the field.
+        HookPointError: the model has no such hook point.
+    """
+    at = sae.at.in_model(model.n_layers)
+    width = model.hook_points.resolve(at.point, at.layer).width
+    if width != sae.config.d_in:
+        raise DetectorError(f"{sae.name}: d_in: it encodes {sae.config.d_in} numbers, but {at} of {model.ref} has {width}; it was trained on another model")
+    trained_on = sae.config.metadata.model_name
+    if sae.model is None and trained_on is not None and _bare(trained_on) != _bare(model.ref):
+        raise DetectorError(
+            f"{sae.name}: model_name: it was trained on {trained_on!r}, the model under audit is {model.ref!r}; if they are the same, say"
+            f" mi.sae(…, model={model.ref!r})"
+        )
+    if sae.model is not None and sae.model != model.ref:
+        raise DetectorError(f"{sae.name}: it is declared for the model {sae.model!r}, the model under audit is {model.ref!r}")
+
+
+def _bare(name: str) -> str:
+    """A model's name without its owner, its revision, its case and punctuation."""
+    return "".join(letter for letter in name.split("@")[0].rstrip("/").split("/")[-1].lower() if letter.isalnum())
