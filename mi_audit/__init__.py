@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from mi_audit.loading import load_model
     from mi_audit.plan.audit import audit
     from mi_audit.plan.detectors import direction, false_positive_rate, probe
+    from mi_audit.plan.latents import latent, latent_group
     from mi_audit.plan.places import at, last_of, span
+    from mi_audit.plan.saes import sae, sae_floors
     from mi_audit.plan.sweep import sweep
     from mi_audit.suites.prompt import Message, Prompt
     from mi_audit.suites.suite import Suite, concat, suite
@@ -29,8 +31,12 @@ _HOMES = {
     "direction": "mi_audit.plan.detectors",
     "false_positive_rate": "mi_audit.plan.detectors",
     "last_of": "mi_audit.plan.places",
+    "latent": "mi_audit.plan.latents",
+    "latent_group": "mi_audit.plan.latents",
     "load_model": "mi_audit.loading",
     "probe": "mi_audit.plan.detectors",
+    "sae": "mi_audit.plan.saes",
+    "sae_floors": "mi_audit.plan.saes",
     "span": "mi_audit.plan.places",
     "suite": "mi_audit.suites.suite",
     "sweep": "mi_audit.plan.sweep",
@@ -48,8 +54,12 @@ __all__ = [
     "direction",
     "false_positive_rate",
     "last_of",
+    "latent",
+    "latent_group",
     "load_model",
     "probe",
+    "sae",
+    "sae_floors",
     "span",
     "suite",
     "sweep",

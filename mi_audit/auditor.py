@@ -38,7 +38,7 @@ class Auditor:
         """Read a detector on every prompt of a suite.
 
         Args:
-            detector: from `mi.probe`, `mi.sweep` or `mi.direction`.
+            detector: from `mi.probe`, `mi.sweep`, `mi.direction`, `mi.latent` or `mi.latent_group`.
             suite: from `mi.suite`; it may share no prompt with what the detector was fitted or calibrated on or its layer chosen by, and no group with it
                 where both were cut from one suite; groups of separately loaded suites are not compared, since the same name may mean different things.
             controls: whether nulls and baselines are computed; without them a claim that the detector tells classes apart is at best inconclusive.
@@ -48,7 +48,9 @@ class Auditor:
                 or groups with what the detector has seen.
         """
         if not isinstance(detector, DetectorSpec):
-            raise PlanError(f"model.read({detector!r}, …): the first argument is a detector made with mi.probe(…), mi.sweep(…) or mi.direction(…)")
+            raise PlanError(
+                f"model.read({detector!r}, …): the first argument is a detector made with mi.probe, mi.sweep, mi.direction or mi.latent"
+            )
         if not isinstance(suite, Suite):
             raise PlanError(f"model.read({detector.name}, {suite!r}): the second argument is a suite made with mi.suite(…)")
         if len(suite) == 0:

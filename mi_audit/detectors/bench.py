@@ -2,28 +2,33 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 
 from mi_audit.detectors.activations import Activations, ActivationStore, Captured, Request
 from mi_audit.detectors.controls import draws_for
-from mi_audit.detectors.fitted import FittedDetector
-from mi_audit.detectors.learned import LearnedDirection, LearnedProbe
+from mi_audit.detectors.latents import LearnedLatents, groups_of
+from mi_audit.detectors.learned import Fitted, LearnedDirection, LearnedProbe
 from mi_audit.detectors.nulls import Draw
 from mi_audit.detectors.precision import Precision, Scored
 from mi_audit.detectors.progress import as_one
 from mi_audit.detectors.quantities import estimate_of
 from mi_audit.detectors.readings import DETECTOR, Arm, ReadingData
+from mi_audit.detectors.sae_checks import SaeChecks, SaeQuality, require_match
 from mi_audit.detectors.sweeping import Curve, choose
 from mi_audit.engine.cache import ActivationCache
+from mi_audit.engine.passing import width_at
 from mi_audit.engine.progress import Progress
 from mi_audit.engine.site import Site
 from mi_audit.errors import DetectorError, MiAuditError
 from mi_audit.model.audited import AuditedModel
 from mi_audit.plan.detectors import DetectorSpec, DirectionSpec, FalsePositiveRate, ProbeSpec, negatives_of
+from mi_audit.plan.latents import LatentSpec
 from mi_audit.plan.measurements import EstimateSpec, ReadSpec
 from mi_audit.plan.places import At, Tokens
 from mi_audit.plan.sweep import SweepSpec
+from mi_audit.saes.latents import LatentGroups
 from mi_audit.stats.checks import Floats
 from mi_audit.stats.estimate import Estimate
 from mi_audit.stats.spread import Spread
@@ -31,6 +36,8 @@ from mi_audit.suites.prompt import Prompt
 from mi_audit.suites.suite import Suite
 
 _EMBEDDING = Site(At("embed"), Tokens("all"))
+
+Learned = LearnedProbe | LearnedDirection | LearnedLatents
 
 
 class Bench:
@@ -60,9 +67,11 @@ class Bench:
         self._model, self._alpha, self._limit, self._progress = model, alpha, limit, progress
         self._draw = Draw(draws_for(alpha), seed)
         self._store = ActivationStore(model, cache)
-        self._learned: dict[DetectorSpec, LearnedProbe | LearnedDirection] = {}
+        self._learned: dict[DetectorSpec, Learned] = {}
         self._readings: dict[ReadSpec, ReadingData] = {}
         self._estimates: dict[EstimateSpec, Estimate] = {}
+        self._checks = SaeChecks(model, alpha, seed, cache)
+        self._groups: dict[LatentSpec, LatentGroups] = {}
         self._precision = Precision(model, seed, cache, progress)
         self._planned: tuple[ReadSpec, ...] = ()
         self._embedding_fails = any(name == "embed" for name, _, _ in model.hook_points.refused)
@@ -93,8 +102,9 @@ class Bench:
             self._store.fetch([self._reading(reading, {self._site(reading.detector)}) for reading in readings], progress=progress)
         for reading in readings:
             self.spread(reading)
+            self.sae_quality(reading)
 
-    def detector(self, spec: DetectorSpec) -> FittedDetector:
+    def detector(self, spec: DetectorSpec) -> Fitted:
         """The detector, fitted and calibrated."""
         return self._learn(spec).detector
 
@@ -112,8 +122,15 @@ class Bench:
         """A quantity of a reading, with its interval and controls."""
         if spec not in self._estimates:
             reading = self.read(spec.reading)
-            self._estimates[spec] = estimate_of(spec, reading, self._alpha, self.spread(spec.reading))
+            estimate = estimate_of(spec, reading, self._alpha, self.spread(spec.reading))
+            quality = self.sae_quality(spec.reading)
+            self._estimates[spec] = estimate if quality is None else replace(estimate, undecided=(*estimate.undecided, *quality.below))
         return self._estimates[spec]
+
+    def sae_quality(self, spec: ReadSpec) -> SaeQuality | None:
+        """How well the SAE stands for the activations that the reading rests on; None for a detector without one."""
+        detector = spec.detector
+        return self._checks.quality(detector.sae, self._limited(spec.suite)) if isinstance(detector, LatentSpec) else None
 
     def spread(self, spec: ReadSpec) -> Spread | None:
         """How far the reading's scores are from those in float32; None for a model in float32. The first asked for brings those of all planned readings."""
@@ -130,16 +147,19 @@ class Bench:
     def _scored(self, spec: ReadSpec) -> Scored:
         return Scored(self.read(spec), self.detector(spec.detector))
 
-    def _learn(self, spec: DetectorSpec) -> LearnedProbe | LearnedDirection:
+    def _learn(self, spec: DetectorSpec) -> Learned:
         if spec not in self._learned:
             self._fetch(self._learning(spec))
             self._learned[spec] = self._learned_from(spec)
         return self._learned[spec]
 
-    def _learned_from(self, spec: DetectorSpec) -> LearnedProbe | LearnedDirection:
+    def _learned_from(self, spec: DetectorSpec) -> Learned:
         """The detector, all it learns from being captured."""
         places, root = self._places(spec), self._model.identity.root
         match spec:
+            case LatentSpec():
+                site = self._latent_site(spec)
+                return LearnedLatents.learn(spec, root, site.at, self._groups[spec], self._negatives(spec, site), self._draw)
             case DirectionSpec():
                 site = Site(places[0], spec.tokens)
                 return LearnedDirection.learn(spec, root, site.at, self._width(site), self._negatives(spec, site), self._draw)
@@ -191,14 +211,23 @@ class Bench:
 
     def _sites(self, spec: DetectorSpec) -> set[Site]:
         """Where the detector reads, or may read once its layer is chosen."""
+        if isinstance(spec, LatentSpec):
+            return {self._latent_site(spec)}
         return {Site(at, spec.tokens) for at in self._places(spec)}
 
     def _site(self, spec: DetectorSpec) -> Site:
         """Where the detector reads; it is learned first."""
-        return Site(self._learn(spec).detector.at, spec.tokens)
+        return self._learn(spec).detector.site
+
+    def _latent_site(self, spec: LatentSpec) -> Site:
+        """Where the latents are read, with those that are drawn for their null; the SAE is held against the model first."""
+        if spec not in self._groups:
+            require_match(spec.sae, self._model)
+            self._groups[spec] = groups_of(spec, self._checks.firing(spec.sae), self._draw)
+        return Site(self._places(spec)[0], spec.tokens, self._groups[spec])
 
     def _width(self, site: Site) -> int:
-        return self._model.hook_points.resolve(site.at.point, site.at.layer).width
+        return width_at(self._model, site)
 
     def _baseline_sites(self, spec: DetectorSpec) -> set[Site]:
         """Where a probe's baselines look: at the embedding, unless this model does not show it or the probe itself reads it there."""

@@ -12,6 +12,7 @@ import numpy as np
 from safetensors.numpy import save as to_safetensors
 
 from mi_audit.detectors.files import CARD, read_vectors
+from mi_audit.engine.site import Site
 from mi_audit.errors import DetectorError
 from mi_audit.plan.detectors import DetectorSpec
 from mi_audit.plan.digest import Json
@@ -36,6 +37,15 @@ class FittedDetector:
     centre: Floats
     threshold: float | None
     card: Mapping[str, Json]
+
+    @property
+    def site(self) -> Site:
+        """Where it reads."""
+        return Site(self.at, self.spec.tokens)
+
+    def score_tokens(self, acts: Floats) -> Floats:
+        """The scores [L] of the activations [L, d] of tokens."""
+        return self.score(acts)
 
     def score(self, acts: Floats) -> Floats:
         """The scores [n] of activations [n, d]."""

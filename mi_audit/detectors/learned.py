@@ -12,6 +12,7 @@ from mi_audit.detectors.controls import SHUFFLED
 from mi_audit.detectors.files import read_vectors
 from mi_audit.detectors.fitted import FittedDetector
 from mi_audit.detectors.fitting import fitter
+from mi_audit.detectors.latents import FittedLatents
 from mi_audit.detectors.linear import Directions, Fitter
 from mi_audit.detectors.nulls import Draw, NullDraws, as_directions
 from mi_audit.detectors.readings import BASELINE, NULL, Arm
@@ -25,6 +26,9 @@ from mi_audit.plan.sweep import FittedSpec
 from mi_audit.stats.checks import Bools, Floats
 from mi_audit.suites.prompt import Prompt
 from mi_audit.suites.suite import Suite
+
+Fitted = FittedDetector | FittedLatents
+"""What scores."""
 
 
 @dataclass(frozen=True, eq=False)

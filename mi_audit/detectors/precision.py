@@ -9,7 +9,7 @@ import numpy as np
 
 from mi_audit.detectors.activations import ActivationStore, Request
 from mi_audit.detectors.controls import stream
-from mi_audit.detectors.fitted import FittedDetector
+from mi_audit.detectors.learned import Fitted
 from mi_audit.detectors.progress import as_one
 from mi_audit.detectors.readings import ReadingData
 from mi_audit.engine.cache import ActivationCache
@@ -29,12 +29,12 @@ class Scored:
     """A reading with the detector that scored it."""
 
     reading: ReadingData
-    detector: FittedDetector
+    detector: Fitted
 
     @property
     def site(self) -> Site:
         """Where the detector looked."""
-        return Site(self.detector.at, self.detector.spec.tokens)
+        return self.detector.site
 
 
 class Precision:

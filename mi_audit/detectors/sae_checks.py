@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -82,13 +83,17 @@ class SaeChecks:
 
     def firing(self, sae: SaeSpec) -> Floats:
         """At which share of the neutral text's tokens each latent fires [d_sae]. Raises as `quality`."""
-        neutral = suite(NEUTRAL)
+        neutral = self._neutral
         found = self._reconstruction(sae, neutral, neutral.prompts)
         shares: Floats = found.fires / found.tokens.sum()
         return shares
 
+    @cached_property
+    def _neutral(self) -> Suite:
+        return suite(NEUTRAL)
+
     def _measured(self, sae: SaeSpec, read: Suite) -> SaeQuality:
-        neutral, sample = suite(NEUTRAL), self._sample(sae, read)
+        neutral, sample = self._neutral, self._sample(sae, read)
         groups, neutral_groups, alpha = [prompt.group for prompt in sample], neutral.groups(), self._alpha
         own, elsewhere = self._reconstruction(sae, read, sample), self._reconstruction(sae, neutral, neutral.prompts)
         recovery = self._recovery(sae, neutral, elsewhere)

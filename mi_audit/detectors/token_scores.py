@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mi_audit.detectors.fitted import FittedDetector
+from mi_audit.detectors.learned import Fitted
 from mi_audit.detectors.readings import ReadingData
 from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.encoding import encode_all
@@ -34,9 +34,7 @@ class TokenScores:
     sinks: Bools
 
 
-def token_scores(
-    model: AuditedModel, detector: FittedDetector, reading: ReadingData, top: int, cache: ActivationCache | None = None
-) -> tuple[TokenScores, ...]:
+def token_scores(model: AuditedModel, detector: Fitted, reading: ReadingData, top: int, cache: ActivationCache | None = None) -> tuple[TokenScores, ...]:
     """Score every token of the `top` prompts that score highest, highest first; ties go by id. A forward pass a prompt.
 
     Raises:
@@ -54,8 +52,8 @@ def highest(reading: ReadingData, top: int, cache: ActivationCache | None = None
     return sorted(range(len(reading.values)), key=lambda row: (-reading.values[row], reading.ids[row]))[:top]
 
 
-def _scored(detector: FittedDetector, prompt: Prompt, encoded: Encoded, tokens: EveryToken) -> TokenScores:
-    scores = detector.score(tokens.activations.astype(np.float64))
+def _scored(detector: Fitted, prompt: Prompt, encoded: Encoded, tokens: EveryToken) -> TokenScores:
+    scores = detector.score_tokens(tokens.activations.astype(np.float64))
     if not np.isfinite(scores).all():
         position = int(np.argmin(np.isfinite(scores)))
         raise DetectorError(f"{detector.spec.name}: its score of token {position} of prompt {prompt.id!r} is not finite; load the model with dtype='float32'")

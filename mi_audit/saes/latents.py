@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from mi_audit.saes.weights import SaeWeights
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LatentGroups:
-    """Groups of latents of one SAE, m of them: at each token the latents of a group become one number."""
+    """Groups of latents of one SAE, m of them: at each token the latents of a group become one number. Equal where `key` is."""
 
     sae: SaeSpec
     groups: tuple[tuple[int, ...], ...]
@@ -31,6 +31,12 @@ class LatentGroups:
         """Digest of the SAE's files, the latents and how they become one number."""
         groups: list[Json] = [list(group) for group in self.groups]
         return digest_of({"sae": self.sae.digest, "groups": groups, "combine": self.combine, "pooling": self.pooling})[:40]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LatentGroups) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
 
     @property
     def width(self) -> int:
