@@ -48,9 +48,7 @@ class Auditor:
                 or groups with what the detector has seen.
         """
         if not isinstance(detector, DetectorSpec):
-            raise PlanError(
-                f"model.read({detector!r}, …): the first argument is a detector made with mi.probe, mi.sweep, mi.direction or mi.latent"
-            )
+            raise PlanError(f"model.read({detector!r}, …): the first argument is a detector made with mi.probe, mi.sweep, mi.direction or mi.latent")
         if not isinstance(suite, Suite):
             raise PlanError(f"model.read({detector.name}, {suite!r}): the second argument is a suite made with mi.suite(…)")
         if len(suite) == 0:

@@ -16,6 +16,7 @@ from mi_audit.evidence.samples import Arm, SampleTable
 from mi_audit.evidence.tokens import TokenTable
 from mi_audit.judging.results import AuditResult, DecidedClaim
 from mi_audit.plan.detectors import DetectorSpec
+from mi_audit.plan.latents import LatentSpec
 from mi_audit.plan.measurements import EstimateSpec, ReadSpec
 from mi_audit.plan.plan import Plan, PlannedAudit
 from mi_audit.plan.printing import lines_of
@@ -27,6 +28,7 @@ from mi_audit.worst import worst_prompts
 
 if TYPE_CHECKING:
     from mi_audit.detectors.bench import Bench
+    from mi_audit.detectors.sae_checks import SaeQuality
     from mi_audit.detectors.sweeping import Curve
     from mi_audit.model.audited import AuditedModel
     from mi_audit.session import Session
@@ -278,7 +280,40 @@ def _reading(spec: ReadSpec, bench: "Bench", samples: SampleTable, suites: dict[
         spread=spread.delta if spread else None,
         spread_n=spread.n if spread else None,
         controls=spec.controls,
+        sae=_sae(spec.detector, quality) if isinstance(spec.detector, LatentSpec) and (quality := bench.sae_quality(spec)) is not None else None,
         tokens_error=scrubbed(tokens_error) if tokens_error else None,
+    )
+
+
+def _sae(spec: LatentSpec, quality: "SaeQuality") -> r.SaeRecord:
+    config, floors = spec.sae.config, spec.sae.floors
+    return r.SaeRecord(
+        name=spec.sae.name,
+        digest=spec.sae.digest,
+        architecture=config.architecture,
+        width=config.d_sae,
+        latents=spec.latents,
+        combine=spec.combine,
+        pooling=spec.pooling,
+        trained_on=config.metadata.model_name,
+        published=dict(config.metadata.quality),
+        prompts=quality.prompts,
+        tokens=quality.tokens,
+        explained_variance=quality.explained_variance.value,
+        explained_variance_low=quality.explained_variance.low,
+        explained_variance_floor=floors.explained_variance,
+        l0=quality.l0.value,
+        norm_ratio=quality.norm_ratio.value,
+        neutral_explained_variance=quality.neutral_explained_variance.value,
+        neutral_tokens=quality.neutral_tokens,
+        dead=quality.dead,
+        dense=quality.dense,
+        loss_recovered=quality.loss_recovered.value,
+        loss_recovered_low=quality.loss_recovered.low,
+        loss_recovered_floor=floors.loss_recovered,
+        loss_recovered_zero=quality.loss_recovered_zero.value,
+        kl=quality.kl.value,
+        below=quality.below,
     )
 
 

@@ -27,8 +27,8 @@ from mi_audit.suites.suite import Suite
 
 RANDOM_LATENTS: Final = "random latents that fire as often"
 
-_NEAREST: Final = 4
-"""Random latents are drawn from this many times as many as are needed, those that fire most nearly as often."""
+NEAREST: Final = 400
+"""Random latents are drawn, with replacement, from this many that fire most nearly as often, or all there are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,15 +132,15 @@ def groups_of(spec: LatentSpec, firing: Floats, draw: Draw) -> LatentGroups:
     `firing` [d_sae] is the share of tokens at which each latent fires.
 
     Raises:
-        DetectorError: the SAE has too few latents besides.
+        DetectorError: the SAE has no latents besides.
     """
     own, random = set(spec.latents), stream(draw.seed, RANDOM_LATENTS, spec.digest)
     others = np.array([latent for latent in range(len(firing)) if latent not in own])
-    if len(others) < draw.draws:
-        raise DetectorError(f"{spec.name}: {spec.sae.name} has {len(others)} latents besides, too few for a null of {draw.draws} draws")
+    if not len(others):
+        raise DetectorError(f"{spec.name}: it takes all the latents of {spec.sae.name}, so there are none to hold it against")
     columns = []
     for latent in spec.latents:
-        nearest = others[np.argsort(np.abs(firing[others] - firing[latent]), kind="stable")][: _NEAREST * draw.draws]
-        columns.append(random.choice(nearest, draw.draws, replace=False))
+        nearest = others[np.argsort(np.abs(firing[others] - firing[latent]), kind="stable")][:NEAREST]
+        columns.append(random.choice(nearest, draw.draws))
     drawn = tuple(tuple(int(latent) for latent in group) for group in zip(*columns, strict=True))
     return LatentGroups(spec.sae, (spec.latents, *drawn), spec.combine, spec.pooling)

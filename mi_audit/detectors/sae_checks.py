@@ -12,6 +12,7 @@ from mi_audit.detectors.controls import stream
 from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.encoding import encode_all
 from mi_audit.engine.every_token import every_token
+from mi_audit.engine.tokens import Encoded
 from mi_audit.errors import DetectorError
 from mi_audit.model.audited import AuditedModel
 from mi_audit.plan.digest import digest_of
@@ -26,6 +27,9 @@ NEUTRAL: Final = "neutral_text"
 
 SAMPLE: Final = 128
 """Prompts of a suite, or all where there are fewer."""
+
+LONGEST: Final = 256
+"""Tokens of a neutral prompt, at most."""
 
 _Sums = TypeVar("_Sums", Reconstruction, Recovery)
 
@@ -100,12 +104,12 @@ class SaeChecks:
         explained, recovered = own.explained_variance(groups, alpha), recovery.recovered(neutral_groups, alpha)
         floors = sae.floors
         below = [
-            f"the SAE {sae.name} {said} (at least {found.low:.3g} is shown), the floor is {floor:g} ({name})"
+            f"the SAE {sae.name} {said} ({_shown(found)}), the floor is {floor:g} ({name})"
             for name, found, floor, said in (
                 ("explained_variance", explained, floors.explained_variance, f"explains {explained.value:.0%} of the variance on {read.name}"),
                 ("loss_recovered", recovered, floors.loss_recovered, f"recovers {recovered.value:.0%} of the loss on neutral text"),
             )
-            if not found.low >= floor
+            if found.low is None or found.low < floor
         ]
         return SaeQuality(
             suite=read.name,
@@ -134,7 +138,7 @@ class SaeChecks:
     def _reconstruction(self, sae: SaeSpec, read: Suite, prompts: Sequence[Prompt]) -> Reconstruction:
         key = (sae, read.digest)
         if key not in self._reconstructions:
-            encoded = list(encode_all(self._model, prompts, self._cache))
+            encoded = self._encoded(sae, prompts) if read is self._neutral else list(encode_all(self._model, prompts, self._cache))
             at = sae.at.in_model(self._model.n_layers)
 
             def compute() -> Reconstruction:
@@ -147,7 +151,7 @@ class SaeChecks:
 
     def _recovery(self, sae: SaeSpec, neutral: Suite, found: Reconstruction) -> Recovery:
         if sae not in self._recoveries:
-            ids = [each.ids for each in encode_all(self._model, neutral.prompts, self._cache)]
+            ids = [each.ids for each in self._encoded(sae, neutral.prompts)]
             at, mean = sae.at.in_model(self._model.n_layers), found.sums.sum(axis=0) / found.tokens.sum()
 
             def compute() -> Recovery:
@@ -157,6 +161,11 @@ class SaeChecks:
 
             self._recoveries[sae] = self._kept(Recovery, sae, ids, compute)
         return self._recoveries[sae]
+
+    def _encoded(self, sae: SaeSpec, neutral: Sequence[Prompt]) -> list[Encoded]:
+        """Neutral text, of each prompt no more than the SAE was trained on, or the model takes."""
+        longest = min(length for length in (sae.config.metadata.context_size, self._model.max_length, LONGEST) if length is not None)
+        return list(encode_all(self._model, neutral, self._cache, most=longest))
 
     def _kept(self, kind: type[_Sums], sae: SaeSpec, ids: Sequence[tuple[int, ...]], compute: Callable[[], _Sums]) -> _Sums:
         """The sums over these prompts, from the cache where they are there."""
@@ -169,6 +178,10 @@ class SaeChecks:
         found = compute()
         self._cache.put(key, {each.name: np.ascontiguousarray(getattr(found, each.name)) for each in fields(found)})
         return found
+
+
+def _shown(found: Measured) -> str:
+    return "in one group, which shows no bound" if found.low is None else f"at least {found.low:.3g} is shown"
 
 
 def _fits(kind: type[Any], known: Mapping[str, NDArray[Any]], prompts: int) -> bool:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -13,14 +13,19 @@ from mi_audit.model.audited import AuditedModel
 from mi_audit.plan.digest import digest_of
 from mi_audit.suites.prompt import Prompt
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 UNSTEADY: Final = ("strftime_now", "random", "lipsum")
 """Words in a chat template that may render the same chat differently another time: what they gave is not kept."""
 _NAME: Final = "encoded prompts"
 
 
-def encode_all(model: AuditedModel, prompts: Sequence[Prompt], cache: ActivationCache | None) -> Iterator[Encoded]:
-    """Each prompt as the model sees it. Prompts that were encoded together before come out of the cache; others are kept there once all are encoded, unless the
-    chat template may render them differently another time.
+def encode_all(model: AuditedModel, prompts: Sequence[Prompt], cache: ActivationCache | None, *, most: int | None = None) -> Iterator[Encoded]:
+    """Each prompt as the model sees it, or of each the first tokens, `most` of them, where it need not be whole.
+
+    Prompts that were encoded together before come out of the cache; others are kept there once all are encoded, unless the chat template may render them
+    differently another time.
 
     Raises:
         PromptError: as `encode`.
@@ -28,9 +33,9 @@ def encode_all(model: AuditedModel, prompts: Sequence[Prompt], cache: Activation
     """
     if cache is None:
         tokenizer = model.loaded().tokenizer
-        yield from (encode(tokenizer, prompt, max_length=model.max_length) for prompt in prompts)
+        yield from (_encode(tokenizer, prompt, model.max_length, most) for prompt in prompts)
         return
-    key = "prompts-" + digest_of({"prompts": [prompt.digest for prompt in prompts]})[:40]
+    key = "prompts-" + digest_of({"prompts": [prompt.digest for prompt in prompts], **({} if most is None else {"most": most})})[:40]
     kept = cache.tensors(key).get(_NAME)
     lines = [] if kept is None else kept.tobytes().splitlines()
     if len(lines) == len(prompts):
@@ -39,11 +44,15 @@ def encode_all(model: AuditedModel, prompts: Sequence[Prompt], cache: Activation
     tokenizer = model.loaded().tokenizer
     lines = []
     for prompt in prompts:
-        encoded = encode(tokenizer, prompt, max_length=model.max_length)
+        encoded = _encode(tokenizer, prompt, model.max_length, most)
         lines.append(_line(encoded))
         yield encoded
     if not any(word in str(tokenizer.chat_template) for word in UNSTEADY):
         cache.put(key, {_NAME: np.frombuffer(b"\n".join(lines), dtype=np.uint8)})
+
+
+def _encode(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, longest: int | None, most: int | None) -> Encoded:
+    return encode(tokenizer, prompt, max_length=longest) if most is None else encode(tokenizer, prompt).beginning(most)
 
 
 def _line(encoded: Encoded) -> bytes:

@@ -1,7 +1,7 @@
 """From a prompt to the tokens that the model sees, and back: which characters of the rendered text each token covers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import jinja2
@@ -46,6 +46,11 @@ class Encoded:
     body: Piece | None
     response: Piece | None
     names: tuple[str, ...]
+
+    def beginning(self, most: int) -> "Encoded":
+        """The first tokens, `most` of them or all there are; the text stays whole."""
+        offsets = None if self.offsets is None else self.offsets[:most]
+        return replace(self, ids=self.ids[:most], offsets=offsets, added=self.added[:most], names=self.names[:most])
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", prompt: Prompt, *, max_length: int | None = None) -> Encoded:

@@ -32,6 +32,7 @@ def _problems(run: RunRecord) -> Iterator[str]:
     for claim in run.claims:
         yield from _claim(claim, run)
     yield from _precision(run)
+    yield from _saes(run)
     yield from _instruments(run)
     for audit in run.audits:
         yield from _audit(audit, claims)
@@ -149,6 +150,27 @@ def _precision(run: RunRecord) -> Iterator[str]:
         for claim in run.claims:
             if claim.verdict in (Verdict.PASS, Verdict.FAIL) and claim.reading not in exact:
                 yield f"claim {claim.id} is {claim.verdict} on scores in {run.model.dtype} that were not compared with float32"
+
+
+def _saes(run: RunRecord) -> Iterator[str]:
+    """Latents decide nothing without a record of their SAE that reaches its floors."""
+    latent = {detector.digest for detector in run.detectors if detector.kind == "latent"}
+    below: set[str] = set()
+    for reading in run.readings:
+        if (reading.sae is not None) != (reading.detector_digest in latent):
+            yield f"reading {reading.id} of {reading.detector!r} has {'a' if reading.sae else 'no'} record of a sparse autoencoder"
+        if reading.sae is None:
+            continue
+        sae = reading.sae
+        bounds = ((sae.explained_variance_low, sae.explained_variance_floor), (sae.loss_recovered_low, sae.loss_recovered_floor))
+        missed = any(low is None or low < floor for low, floor in bounds)
+        if missed != bool(sae.below):
+            yield f"reading {reading.id}: its sparse autoencoder {sae.name!r} {'misses' if missed else 'reaches'} its floors, but is said to do otherwise"
+        if sae.below:
+            below.add(reading.id)
+    for claim in run.claims:
+        if claim.reading in below and claim.verdict in (Verdict.PASS, Verdict.FAIL):
+            yield f"claim {claim.id} is {claim.verdict} on latents of a sparse autoencoder that does not reach its floors"
 
 
 def _instruments(run: RunRecord) -> Iterator[str]:

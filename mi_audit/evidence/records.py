@@ -191,6 +191,64 @@ class DetectorRecord(Record):
     """SHA-256 of that file."""
 
 
+class SaeRecord(Record):
+    """A sparse autoencoder, and how well it stands for the model's activations on the prompts of a reading; each number with its lower bound, one-sided at the
+    plan's alpha."""
+
+    name: Name
+    """What its folder is called."""
+    digest: Digest
+    """SHA-256 over the digests of its files."""
+    architecture: Name
+    """How it encodes, as sae-lens calls it."""
+    width: Count
+    """How many latents it has."""
+    latents: tuple[Count, ...]
+    """Those that the detector is made of."""
+    combine: Name
+    """How several become one number at a token: `sum`, `max` or `any`."""
+    pooling: Name
+    """How the numbers of several tokens become that of their prompt: `mean` or `max`."""
+    trained_on: Name | None
+    """The model that its metadata name; absent where they are silent."""
+    published: dict[Name, Number]
+    """Numbers that its metadata give of its quality, by their own names."""
+    prompts: Count
+    """Prompts of the suite on which it was measured."""
+    tokens: Count
+    """Their tokens, attention sinks left out."""
+    explained_variance: Number
+    """Share of the activations' variance that it explains on them."""
+    explained_variance_low: Number | None
+    """Its lower bound; absent where the prompts come in one group."""
+    explained_variance_floor: Number
+    """What that bound must reach."""
+    l0: Number
+    """How many latents fire at a token, on average."""
+    norm_ratio: Number
+    """Length of a reconstruction over that of its activation, on average."""
+    neutral_explained_variance: Number
+    """As on the prompts, on neutral text."""
+    neutral_tokens: Count
+    """Tokens of the neutral text."""
+    dead: Count
+    """Latents that fire at none of them."""
+    dense: Count
+    """Latents that fire at more than a tenth of them."""
+    loss_recovered: Number
+    """Of the loss that the mean activation in its place costs the model on neutral text, the share that the reconstruction does not."""
+    loss_recovered_low: Number | None
+    """Its lower bound."""
+    loss_recovered_floor: Number
+    """What that bound must reach."""
+    loss_recovered_zero: Number
+    """The same against zeros in its place."""
+    kl: Number
+    """Divergence of the model's predictions with the reconstruction from those without, nats per token of neutral text."""
+    below: tuple[Text, ...]
+    """The floors that it does not reach, in words: no claim on the reading is decided then."""
+
+
 class ReadingRecord(Record):
     """A detector read on a suite: what `samples.parquet` calls a measurement."""
 
@@ -220,6 +278,8 @@ class ReadingRecord(Record):
     """Prompts in that sample; `n` where it is all of them."""
     controls: Flag
     """Whether controls were run beside it."""
+    sae: SaeRecord | None
+    """The sparse autoencoder whose latents the detector is made of; absent for any other."""
     tokens_error: Text | None
     """Why its highest prompts are not in `tokens.parquet`; absent where they are. Nothing that was claimed depends on it."""
 

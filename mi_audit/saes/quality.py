@@ -1,7 +1,7 @@
 """How well an SAE stands for the activations of the model under audit: what it explains of them, and what the model loses where it takes their place.
 
 Explained variance, L0 and loss recovered are defined as in sae-lens's own evaluation (`sae_lens.evals`); attention sinks are left out of all of them. Every
-number comes with bounds by the delete-a-group jackknife, since it is measured on a sample. No torch.
+number comes with a lower bound by the delete-a-group jackknife, since it is measured on a sample. No torch.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +10,7 @@ from typing import Final
 
 import numpy as np
 
+from mi_audit.errors import StatisticsError
 from mi_audit.stats.checks import Floats
 from mi_audit.stats.jackknife import Jackknife, worth_of
 
@@ -19,11 +20,10 @@ DENSE: Final = 0.1
 
 @dataclass(frozen=True)
 class Measured:
-    """A number with its one-sided bounds."""
+    """A number with its lower bound, one-sided; None where the prompts come in one group, so that nothing tells how far it is off."""
 
     value: float
-    low: float
-    high: float
+    low: float | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,11 +107,13 @@ class Recovery:
 
 
 def _measured(statistic: Callable[[Floats], float], groups: Sequence[str], tokens: Floats, alpha: float) -> Measured:
-    """A statistic of rows, each counted (1) or not (0), with bounds by the jackknife over groups."""
+    """A statistic of rows, each counted (1) or not (0), with a bound by the jackknife over groups. StatisticsError where the rows leave it undefined."""
     names, number = np.unique(np.asarray(groups, dtype=np.str_), return_inverse=True)
     value = statistic(np.ones(len(tokens)))
+    if not np.isfinite(value):
+        raise StatisticsError("what is measured of the SAE is undefined on these prompts: their activations do not vary; take other prompts")
     if len(names) < 2:
-        return Measured(value, -np.inf, np.inf)
+        return Measured(value, None)
     without = np.array([statistic((number != group).astype(np.float64)) for group in range(len(names))])
-    low, high = Jackknife.of(value, without, worth_of(np.bincount(number, weights=tokens).astype(np.float64))).bounds(alpha)
-    return Measured(value, low, high)
+    low, _ = Jackknife.of(value, without, worth_of(np.bincount(number, weights=tokens).astype(np.float64))).bounds(alpha)
+    return Measured(value, low if np.isfinite(low) else None)

@@ -164,6 +164,7 @@ class Builder:
             spread=None,
             spread_n=None,
             controls=controls,
+            sae=None,
             tokens_error=None,
         )
         self.readings.append(record)

@@ -1,0 +1,129 @@
+"""An SAE that stands for the activations may testify; one that does not decides nothing, and the floor that it misses is named."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import mi_audit as mi
+from mi_audit.detectors.bench import Bench
+from mi_audit.detectors.latents import RANDOM_LATENTS
+from mi_audit.detectors.readings import NULL
+from mi_audit.engine.cache import ActivationCache
+from mi_audit.engine.capture import Site, capture
+from mi_audit.errors import DetectorError, MiAuditError
+from mi_audit.plan.measurements import EstimateSpec, ReadSpec
+from mi_audit.plan.places import Tokens
+from mi_audit.plan.saes import CONFIG, WEIGHTS
+from mi_audit.stats.auroc import auroc_value
+from mi_audit.stats.claim import decide
+from mi_audit.stats.verdict import Verdict
+from mi_audit.suites.suite import suite
+from tests.unit.saes import save_sae
+
+HOOK = {"hook_name": "blocks.1.hook_resid_post"}
+ANSWERS = suite(
+    [{"text": f"{row * 7919 % 1000} {'yes' if row % 2 else 'no'}", "label": bool(row % 2), "group": f"g{row // 4}"} for row in range(120)], name="answers"
+)
+
+
+@pytest.fixture
+def exact(tmp_path, tiny_llama):
+    """An SAE that gives every activation back: a latent for what each number has above 0, and one for what it has below."""
+    one, folder = torch.eye(tiny_llama.d_model), tmp_path / "exact"
+    folder.mkdir()
+    tensors = {"W_enc": torch.cat([one, -one], 1), "W_dec": torch.cat([one, -one]), "b_enc": torch.zeros(2 * len(one)), "b_dec": torch.zeros(len(one))}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    config = {"architecture": "standard", "d_in": len(one), "d_sae": 2 * len(one), "normalize_activations": "none", "metadata": HOOK}
+    (folder / CONFIG).write_text(json.dumps(config))
+    return folder
+
+
+def telling(model, sae):
+    """The latent of an exact SAE that tells the classes of the train split apart best."""
+    train = ANSWERS["train"]
+    acts = capture(model, train.prompts, [Site(sae.at, Tokens("last"))]).vectors(Site(sae.at, Tokens("last")))
+    latents = np.maximum(np.concatenate([acts, -acts], axis=1), 0)
+    return int(np.argmax([auroc_value(column, np.array(train.labels())) for column in latents.T.astype(np.float64)]))
+
+
+def bench(model, **changed):
+    return Bench(model, **{"alpha": 0.025, "seed": 0, **changed})
+
+
+def test_a_latent_of_an_sae_that_stands_for_the_activations_decides(tiny_llama, exact):
+    sae = mi.sae(exact)
+    index, one = telling(tiny_llama, sae), bench(tiny_llama)
+    reading = ReadSpec(mi.latent(sae, index, name="answer"), ANSWERS["test"])
+    one.prepare([reading])
+    estimate = one.estimate(EstimateSpec(reading, "auroc"))
+    site = Site(sae.at, Tokens("last"))
+    acts = capture(tiny_llama, ANSWERS["test"].prompts, [site]).vectors(site)
+    expected = np.maximum(np.concatenate([acts, -acts], axis=1), 0)[:, index]
+    np.testing.assert_allclose(one.read(reading).values, expected, rtol=1e-6)
+    assert estimate.undecided == () and estimate.value > 0.9
+    assert decide(estimate, ">=", 0.6).verdict is Verdict.PASS
+    (random,) = one.read(reading).of_kind(NULL + RANDOM_LATENTS)
+    assert random.values.shape == (99, len(ANSWERS["test"])) and not np.allclose(random.values, expected[None])
+    quality = one.sae_quality(reading)
+    assert quality.below == () and quality.explained_variance.value == pytest.approx(1, abs=1e-6) and quality.loss_recovered.value == pytest.approx(1, abs=1e-3)
+    assert quality.norm_ratio.value == pytest.approx(1, abs=1e-6) and quality.kl.value == pytest.approx(0, abs=1e-6)
+    assert quality.l0.value == pytest.approx(tiny_llama.d_model, rel=0.01)
+
+
+def test_a_bad_sae_decides_nothing_and_its_floor_is_named(tiny_llama, exact, tmp_path):
+    index = telling(tiny_llama, mi.sae(exact))
+    tensors = load_file(exact / WEIGHTS)
+
+    def verdict(folder, **options):
+        sae = mi.sae(folder, **options)
+        reading = ReadSpec(mi.latent(sae, index, name="answer"), ANSWERS["test"])
+        return decide(bench(tiny_llama).estimate(EstimateSpec(reading, "auroc")), ">=", 0.6)
+
+    assert verdict(exact).verdict is Verdict.PASS
+    for scale in (0.3, 3.0):  # as of one trained on scaled activations whose factor was not folded in
+        unfolded = {**tensors, "W_dec": tensors["W_dec"] * scale}
+        save_file(unfolded, exact / WEIGHTS)
+        claim = verdict(exact)
+        assert claim.verdict is Verdict.INCONCLUSIVE and "(explained_variance)" in claim.reasons[0]
+    save_file(tensors, exact / WEIGHTS)
+    (exact / CONFIG).write_text((exact / CONFIG).read_text().replace(json.dumps(HOOK), "{}"))
+    random = save_sae(tmp_path / "random", tiny_llama.d_model, 2 * tiny_llama.d_model)
+    claim = verdict(random, at=mi.at("resid_post", layer=1))
+    assert claim.verdict is Verdict.INCONCLUSIVE and "(explained_variance)" in claim.reasons[0] and "(loss_recovered)" in claim.reasons[1]
+    assert verdict(random, at=mi.at("resid_post", layer=1), floors=mi.sae_floors(explained_variance=0, loss_recovered=0)).verdict is Verdict.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"metadata": {**HOOK, "model_name": "gpt2-small"}}, "model_name: it was trained on 'gpt2-small', the model under audit is"),
+        ({"metadata": {"hook_name": "blocks.7.hook_resid_post"}}, "layer 7"),
+    ],
+)
+def test_metadata_that_name_another_model_are_refused(tiny_llama, exact, fields, message):
+    config = json.loads((exact / CONFIG).read_text())
+    (exact / CONFIG).write_text(json.dumps({**config, **fields}))
+    with pytest.raises(MiAuditError, match=message):
+        bench(tiny_llama).read(ReadSpec(mi.latent(mi.sae(exact), 0, name="answer"), ANSWERS["test"]))
+
+
+def test_another_width_is_refused(tiny_llama, tmp_path):
+    folder = save_sae(tmp_path / "wide", tiny_llama.d_model + 1, 80, metadata=HOOK)
+    with pytest.raises(DetectorError, match=r"d_in: it encodes \d+ numbers, but resid_post at layer 1 of .* has \d+; it was trained on another model"):
+        bench(tiny_llama).read(ReadSpec(mi.latent(mi.sae(folder), 0, name="answer"), ANSWERS["test"]))
+
+
+def test_what_was_checked_once_is_not_checked_again(tiny_llama, exact, tmp_path):
+    cache = ActivationCache.of(tiny_llama, tmp_path / "cache")
+    reading = ReadSpec(mi.latent_group(mi.sae(exact), [0, 3], name="two", tokens="all", combine="any"), ANSWERS["test"])
+    first = bench(tiny_llama, cache=cache)
+    first.prepare([reading])
+    passes = []
+    tiny_llama.base.register_forward_pre_hook(lambda *_: passes.append(True))
+    again = bench(tiny_llama, cache=cache)
+    again.prepare([reading])
+    assert not passes and again.sae_quality(reading) == first.sae_quality(reading)
+    np.testing.assert_array_equal(again.read(reading).values, first.read(reading).values)
