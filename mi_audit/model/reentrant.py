@@ -19,18 +19,20 @@ PATIENCE: Final = 20.0
 def is_reentrant(decoder: Decoder, prompts: Sequence[Tensor]) -> bool:
     """Whether passes of two prompts of different lengths, token ids [L] each, may run side by side.
 
-    They may where a pass leaves attributes, buffers and weights of the modules as they were, and where both give, bit for bit, what they give alone although
-    they take turns: each goes on from the beginning or the end of a module to the next, so that it stands in every module while the other comes through.
+    They may where a pass leaves attributes, buffers and weights of the modules as they were and gives the same numbers each time, and where both give, bit for
+    bit, what they give alone although they take turns: each goes on from the beginning or the end of a module to the next, so that it stands in every module
+    while the other comes through.
 
     Raises:
-        ModelError: the model gives other numbers afterwards.
+        ModelError: the model, steady before, gives other numbers afterwards.
     """
     with ThreadPoolExecutor(2) as threads:
         states, alone = [], []
         for tokens in prompts:
             alone.append(threads.submit(_passed, decoder, tokens).result())
             states.append(_state(decoder))
-        if not all(_same(states[0], state) for state in states[1:]):
+        steady = all(_gives(threads.submit(_passed, decoder, tokens), expected) for tokens, expected in zip(prompts, alone, strict=True))
+        if not steady or not all(_same(states[0], state) for state in states[1:]):
             return False
         turns = _Turns()
         with turns.at_modules_of(decoder):

@@ -232,6 +232,13 @@ def test_a_model_that_locks_itself_has_one_pass_at_a_time(tiny_llama, monkeypatc
     assert not is_reentrant(decoder, [torch.arange(5), torch.arange(9)])
 
 
+@pytest.mark.parametrize("changed", [torch.full_like, lambda output, _: output + torch.rand(1)], ids=["no number", "random"])
+def test_a_model_that_is_unsteady_by_itself_has_one_pass_at_a_time(tiny_llama, changed):
+    decoder = tiny_llama.hook_points.decoder
+    decoder.base.layers[0].mlp.register_forward_hook(lambda module, args, output: changed(output, torch.nan))
+    assert not is_reentrant(decoder, [torch.arange(5), torch.arange(9)])
+
+
 def test_a_model_that_two_passes_leave_changed_is_refused(tiny_llama):
     decoder, noted = tiny_llama.hook_points.decoder, []
     mlp = decoder.base.layers[0].mlp
