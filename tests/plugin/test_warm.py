@@ -2,10 +2,13 @@
 
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from mi_audit.evidence import store
 from tests.plugin.runs import Run
 from tests.plugin.toy import TOY
 
@@ -28,41 +31,61 @@ def pytest_unconfigure(config):
 """
 
 
-def run(pytester: pytest.Pytester, model: Path, name: str, *, floor: float, arguments: tuple[str, ...] = ()) -> Run:
-    pytester.makepyfile(audit_toy=TOY + AUDITS.format(floor=floor))
-    settings = [f"--audit-model={model}", "--audit-device=cpu", f"--audit-out={pytester.path / name}", "--audit-format=html"]
-    result = pytester.runpytest_subprocess(*settings, *arguments)
+FLOOR = 0.8
+
+
+def settings(model: Path, out: Path) -> list[str]:
+    return [f"--audit-model={model}", "--audit-device=cpu", f"--audit-out={out}", "--audit-format=html"]
+
+
+@pytest.fixture(scope="module")
+def cold(tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path) -> Path:
+    """The folder of a first run, with what it left: `cache`, `evidence`, and a file that tells whether it imported torch."""
+    folder = tmp_path_factory.mktemp("cold")
+    (folder / "conftest.py").write_text(TELLS)
+    (folder / "audit_toy.py").write_text(TOY + AUDITS.format(floor=FLOOR))
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--rootdir={folder}", *settings(tiny_folder, folder / "evidence")]
+    done = subprocess.run(command, cwd=folder, env={**os.environ, "MI_AUDIT_CACHE": str(folder / "cache")}, capture_output=True, text=True, check=False)
+    assert done.returncode == 10 and "Warning" not in done.stderr, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture
+def seen(cold: Path, pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> store.Bundle:
+    """What the first run left: its cache, in which the test may do as it likes, and its bundle."""
+    shutil.copytree(cold / "cache", pytester.path / "cache")
+    monkeypatch.setenv("MI_AUDIT_CACHE", str(pytester.path / "cache"))
+    return store.read(cold / "evidence")
+
+
+def run(pytester: pytest.Pytester, model: Path, name: str, *, floor: float = FLOOR, arguments: tuple[str, ...] = ()) -> Run:
+    (pytester.path / "audit_toy.py").write_text(TOY + AUDITS.format(floor=floor))
+    result = pytester.runpytest_subprocess(*settings(model, pytester.path / name), *arguments)
     assert "Warning" not in result.stderr.str()
     return Run(result, pytester.path / name)
 
 
-def imported_torch(pytester: pytest.Pytester) -> set[str]:
-    """What the processes since the last call say."""
-    told = list(pytester.path.glob("process-*"))
-    texts = {path.read_text() for path in told}
-    for path in told:
-        path.unlink()
-    return texts
+def imported_torch(folder: Path) -> set[str]:
+    """What the processes that ran there say."""
+    return {path.read_text() for path in folder.glob("process-*")}
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="the facts of a model are kept where the system tells of its processor")
 @pytest.mark.parametrize("arguments", [(), ("-n2",)])
-def test_a_second_run_needs_no_torch(pytester, tiny_folder, monkeypatch, arguments):
-    monkeypatch.setenv("MI_AUDIT_CACHE", str(pytester.path / "cache"))
+def test_a_second_run_needs_no_torch(pytester, tiny_folder, cold, seen, arguments):
+    assert seen.volatile.cache["weights loaded"] == 1
+    assert imported_torch(cold) == {"True"}
     pytester.makeconftest(TELLS)
-    cold = run(pytester, tiny_folder, "cold", floor=0.8)
-    assert cold.bundle.volatile.cache["weights loaded"] == 1
-    assert imported_torch(pytester) == {"True"}
-    same, other = (run(pytester, tiny_folder, f"{floor}", floor=floor, arguments=arguments) for floor in (0.8, 0.999999))
+    same, other = (run(pytester, tiny_folder, f"{floor}", floor=floor, arguments=arguments) for floor in (FLOOR, 0.999999))
     for warm in (same, other):
         cache = warm.bundle.volatile.cache
         assert (cache["weights loaded"], cache["prompts passed"]) == (0, 0) and cache["prompts found"] > 0
         assert "were not loaded in this run" in (warm.folder / "report.html").read_text()
-    assert "were not loaded in this run" not in (cold.folder / "report.html").read_text()
-    assert imported_torch(pytester) == {"False"}
-    assert same.bundle.run == cold.bundle.run
-    assert (same.folder / "tokens.parquet").read_bytes() == (cold.folder / "tokens.parquet").read_bytes()
-    assert (cold.verdicts["audit_reads"], other.verdicts["audit_reads"]) == ("PASS", "INCONCLUSIVE")
+    assert "were not loaded in this run" not in (cold / "evidence" / "report.html").read_text()
+    assert imported_torch(pytester.path) == {"False"}
+    assert same.bundle.run == seen.run
+    assert (same.folder / "tokens.parquet").read_bytes() == (cold / "evidence" / "tokens.parquet").read_bytes()
+    assert (same.verdicts["audit_reads"], other.verdicts["audit_reads"]) == ("PASS", "INCONCLUSIVE")
 
 
 FORGED = """
@@ -97,15 +120,14 @@ def no_evidence(done: Run) -> bool:
 
 @pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="the facts of a model are kept where the system tells of its processor")
 @pytest.mark.parametrize(("lacking", "check"), [(a_suite, all_are_errors), (the_strips, no_evidence)])
-def test_facts_that_prove_wrong_give_no_verdict(pytester, tiny_folder, monkeypatch, lacking, check):
+@pytest.mark.usefixtures("seen")
+def test_facts_that_prove_wrong_give_no_verdict(pytester, tiny_folder, lacking, check):
     """Whether a reading needs the weights or, once all is judged, only the token scores do."""
-    monkeypatch.setenv("MI_AUDIT_CACHE", str(pytester.path / "cache"))
-    run(pytester, tiny_folder, "cold", floor=0.8)
     pytester.makeconftest(FORGED)
     lacking(pytester)
-    wrong = run(pytester, tiny_folder, "wrong", floor=0.8)
+    wrong = run(pytester, tiny_folder, "wrong")
     assert check(wrong)
-    right = run(pytester, tiny_folder, "right", floor=0.8)
+    right = run(pytester, tiny_folder, "right")
     assert right.bundle.volatile.cache["weights loaded"] == 1
 
 
@@ -120,11 +142,10 @@ def audit_zz_unplanned(model, tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/cpuinfo"), reason="the facts of a model are kept where the system tells of its processor")
-def test_facts_that_prove_wrong_late_take_earlier_verdicts_back(pytester, tiny_folder, monkeypatch):
-    monkeypatch.setenv("MI_AUDIT_CACHE", str(pytester.path / "cache"))
-    run(pytester, tiny_folder, "cold", floor=0.8)
+@pytest.mark.usefixtures("seen")
+def test_facts_that_prove_wrong_late_take_earlier_verdicts_back(pytester, tiny_folder):
     pytester.makeconftest(FORGED)
     pytester.makepyfile(audit_zz=TOY + UNPLANNED)
-    wrong = run(pytester, tiny_folder, "wrong", floor=0.8)
+    wrong = run(pytester, tiny_folder, "wrong")
     wrong.result.stdout.fnmatch_lines(["* 1 passed, 1 error, 1 inconclusive in *"])
     assert no_evidence(wrong)

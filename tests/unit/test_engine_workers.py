@@ -1,7 +1,7 @@
 """Passes side by side: the same numbers, no listener or lock left behind, and one at a time where a model could not bear more."""
 
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier, Event, get_ident
+from threading import Barrier, Event, Lock, get_ident
 
 import numpy as np
 import pytest
@@ -15,7 +15,8 @@ from mi_audit.engine.listening import Listening
 from mi_audit.engine.passing import Work, work_through
 from mi_audit.engine.tokens import encode
 from mi_audit.engine.workers import side_by_side
-from mi_audit.errors import PromptError
+from mi_audit.errors import ModelError, PromptError
+from mi_audit.model import reentrant
 from mi_audit.model.load import load
 from mi_audit.model.packing import Packing
 from mi_audit.model.reentrant import is_reentrant
@@ -134,8 +135,9 @@ def test_a_long_prompt_passes_alone_and_on_all_cores(tiny_llama, cores, monkeypa
     assert [(beside, cores) for length, beside, cores in seen if length > 128] == [(1, 3)] * 3
     assert {cores for length, _, cores in seen if length <= 128} == {1}
     seen.clear()
+    threads, _ = meeting(tiny_llama)
     capture(tiny_llama, texts(60), [Site(At("resid_post", layer=LAYERS - 1), Tokens("last"))], budget=1000)  # of several prompts, however large
-    assert {cores for *_, cores in seen} == {1} and any(beside > 1 for _, beside, _ in seen)
+    assert {cores for *_, cores in seen} == {1} and len(set(threads)) == 3
 
 
 def test_passes_leave_few_cores_idle():
@@ -172,18 +174,82 @@ def test_a_model_whose_passes_leave_something_in_it_has_one_at_a_time(tiny_llama
     assert len(threads) > 1 and len(set(threads)) == 1
 
 
-def test_state_that_is_gone_after_a_pass_is_found_while_another_passes(tiny_llama):
-    decoder, noted = tiny_llama.hook_points.decoder, []
-    decoder.base.layers[0].register_forward_pre_hook(lambda module, args: noted.append(args[0].shape[1]))
-    decoder.base.layers[-1].register_forward_hook(lambda module, args, output: output * sum(noted))
-    decoder.base.register_forward_hook(lambda module, args, output: noted.clear())
-    assert not is_reentrant(decoder, [torch.arange(5), torch.arange(9)])
+def gone_after_a_pass(layers):
+    noted = []
+    layers[0].register_forward_pre_hook(lambda module, args: noted.append(args[0].shape[1]))
+    layers[-1].register_forward_hook(lambda module, args, output: output * sum(noted))
+    layers[-1].register_forward_hook(lambda module, args, output: noted.clear())
 
 
-def test_state_that_is_gone_after_a_module_is_found_while_a_block_passes_amid_it(tiny_llama):
-    decoder, noted = tiny_llama.hook_points.decoder, []
-    mlp = decoder.base.layers[-1].mlp
+def gone_after_the_next_block(layers):
+    noted = []
+    layers[0].register_forward_pre_hook(lambda module, args: noted.append(args[0].shape[1]))
+    layers[1].register_forward_pre_hook(lambda module, args: (args[0] * noted.pop(),))
+
+
+def gone_after_a_module(layers):
+    noted, mlp = [], layers[0].mlp
     mlp.gate_proj.register_forward_pre_hook(lambda module, args: noted.append(args[0].shape[1]))
     mlp.down_proj.register_forward_hook(lambda module, args, output: output * sum(noted))
     mlp.register_forward_hook(lambda module, args, output: noted.clear())
+
+
+def put_back_after_a_module(layers):
+    mlp, lengths = layers[0].mlp, [1]
+    within = mlp.forward
+
+    def forward(acts):
+        before, lengths[0] = lengths[0], acts.shape[1]
+        try:
+            return within(acts) * lengths[0]
+        finally:
+            lengths[0] = before
+
+    mlp.forward = forward
+
+
+@pytest.mark.parametrize("state", [gone_after_a_pass, gone_after_the_next_block, gone_after_a_module, put_back_after_a_module])
+def test_state_that_a_pass_takes_away_again_is_found_while_another_passes(tiny_llama, state):
+    decoder = tiny_llama.hook_points.decoder
+    hooks = [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in decoder.base.modules()]
+    assert is_reentrant(decoder, [torch.arange(5), torch.arange(9)])
+    assert [(len(module._forward_hooks), len(module._forward_pre_hooks)) for module in decoder.base.modules()] == hooks
+    state(decoder.base.layers)
     assert not is_reentrant(decoder, [torch.arange(5), torch.arange(9)])
+
+
+def test_a_model_that_locks_itself_has_one_pass_at_a_time(tiny_llama, monkeypatch):
+    monkeypatch.setattr(reentrant, "PATIENCE", 0.2)
+    decoder, lock = tiny_llama.hook_points.decoder, Lock()
+    mlp = decoder.base.layers[1].mlp
+    within = mlp.forward
+
+    def forward(acts):
+        with lock:
+            return within(acts)
+
+    mlp.forward = forward
+    assert not is_reentrant(decoder, [torch.arange(5), torch.arange(9)])
+
+
+@pytest.mark.parametrize("changed", [torch.full_like, lambda output, _: output + torch.rand(1)], ids=["no number", "random"])
+def test_a_model_that_is_unsteady_by_itself_has_one_pass_at_a_time(tiny_llama, changed):
+    decoder = tiny_llama.hook_points.decoder
+    decoder.base.layers[0].mlp.register_forward_hook(lambda module, args, output: changed(output, torch.nan))
+    assert not is_reentrant(decoder, [torch.arange(5), torch.arange(9)])
+
+
+def test_a_model_that_two_passes_leave_changed_is_refused(tiny_llama):
+    decoder, noted = tiny_llama.hook_points.decoder, []
+    mlp = decoder.base.layers[0].mlp
+    within = mlp.forward
+
+    def forward(acts):
+        noted.append(acts.shape[1])
+        acts = within(acts)
+        assert len(noted) == 1
+        return acts * noted.pop()
+
+    mlp.forward = forward
+    with pytest.raises(ModelError, match="LlamaModel: two passes side by side leave something behind"):
+        is_reentrant(decoder, [torch.arange(5), torch.arange(9)])
