@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mi_audit.auditor import Auditor
+    from mi_audit.finding import find_latents
     from mi_audit.loading import load_model
     from mi_audit.plan.audit import audit
     from mi_audit.plan.detectors import direction, false_positive_rate, probe
     from mi_audit.plan.latents import latent, latent_group
     from mi_audit.plan.places import at, last_of, span
-    from mi_audit.plan.saes import sae, sae_floors
+    from mi_audit.plan.saes import sae_floors
     from mi_audit.plan.sweep import sweep
+    from mi_audit.sae_sources import sae
     from mi_audit.suites.prompt import Message, Prompt
     from mi_audit.suites.suite import Suite, concat, suite
 
@@ -30,12 +32,13 @@ _HOMES = {
     "concat": "mi_audit.suites.suite",
     "direction": "mi_audit.plan.detectors",
     "false_positive_rate": "mi_audit.plan.detectors",
+    "find_latents": "mi_audit.finding",
     "last_of": "mi_audit.plan.places",
     "latent": "mi_audit.plan.latents",
     "latent_group": "mi_audit.plan.latents",
     "load_model": "mi_audit.loading",
     "probe": "mi_audit.plan.detectors",
-    "sae": "mi_audit.plan.saes",
+    "sae": "mi_audit.sae_sources",
     "sae_floors": "mi_audit.plan.saes",
     "span": "mi_audit.plan.places",
     "suite": "mi_audit.suites.suite",
@@ -53,6 +56,7 @@ __all__ = [
     "concat",
     "direction",
     "false_positive_rate",
+    "find_latents",
     "last_of",
     "latent",
     "latent_group",

@@ -6,7 +6,7 @@ from mi_audit.errors import PlanError
 from mi_audit.plan.detectors import DetectorSpec
 from mi_audit.plan.leaks import leak_in, leak_inside, repeat_in, turned_round
 from mi_audit.plan.measurements import ReadSpec
-from mi_audit.plan.reading import Evaluate, Reading
+from mi_audit.plan.reading import Attribute, Evaluate, Reading
 from mi_audit.suites.suite import Suite
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ class Auditor:
     The same object serves a run and the planning of it; while planning there is no model and estimates have no values.
     """
 
-    def __init__(self, evaluate: Evaluate, identity: "ModelIdentity | None" = None) -> None:
-        self._evaluate = evaluate
+    def __init__(self, evaluate: Evaluate, attribute: Attribute, identity: "ModelIdentity | None" = None) -> None:
+        self._evaluate, self._attribute = evaluate, attribute
         self._identity = identity
 
     @property
@@ -57,7 +57,7 @@ class Auditor:
         flaw = leak_inside(detector) or leak_in(spec) or repeat_in(suite) or turned_round(spec)
         if flaw:
             raise PlanError(flaw)
-        return Reading(spec, self._evaluate)
+        return Reading(spec, self._evaluate, self._attribute)
 
     def __repr__(self) -> str:
         return f"<Auditor of {self._identity.ref}>" if self._identity else "<Auditor, planning>"

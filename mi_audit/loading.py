@@ -9,11 +9,26 @@ from mi_audit.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from mi_audit.detectors.bench import Bench
+    from mi_audit.engine.cache import ActivationCache
+    from mi_audit.engine.progress import Progress
     from mi_audit.model.audited import AuditedModel
 
 
 def load_bench(settings: Settings) -> "tuple[AuditedModel, Bench]":
-    """Open the model that the settings name and put it on the bench; with a cache its weights are loaded only if something has to pass through it.
+    """Open the model that the settings name and put it on the bench.
+
+    Raises:
+        MissingDependencyError, ModelError: as `open_audited`.
+    """
+    model, cache, progress = open_audited(settings)
+    from mi_audit.detectors.bench import Bench
+
+    return model, Bench(model, alpha=settings.alpha, seed=settings.seed, limit=settings.limit, progress=progress, cache=cache)
+
+
+def open_audited(settings: Settings) -> "tuple[AuditedModel, ActivationCache | None, Progress]":
+    """Open the model that the settings name, with the cache of its activations and a progress bar; with a cache its weights are loaded only if something has to
+    pass through it.
 
     Raises:
         MissingDependencyError: torch or transformers is not installed.
@@ -22,23 +37,19 @@ def load_bench(settings: Settings) -> "tuple[AuditedModel, Bench]":
     missing = [name for name in ("torch", "transformers", "safetensors") if find_spec(name) is None]
     if missing:
         raise MissingDependencyError(f"running a model needs {', '.join(missing)}: pip install 'mi-audit[run]'")
-    from mi_audit.detectors.bench import Bench
     from mi_audit.engine.cache import ActivationCache
     from mi_audit.engine.cache_folder import activations_dir, limit_bytes
     from mi_audit.engine.progress import TerminalProgress
 
-    model: AuditedModel
+    progress = TerminalProgress("reading activations")
     if settings.no_cache or limit_bytes() == 0:
         from mi_audit.model.load import load
 
-        model, cache = load(settings.model, device=settings.device, dtype=settings.dtype), None
-    else:
-        from mi_audit.model.opening import open_model
+        return load(settings.model, device=settings.device, dtype=settings.dtype), None, progress
+    from mi_audit.model.opening import open_model
 
-        model = open_model(settings.model, device=settings.device, dtype=settings.dtype)
-        cache = ActivationCache.of(model, activations_dir())
-    progress = TerminalProgress("reading activations")
-    return model, Bench(model, alpha=settings.alpha, seed=settings.seed, limit=settings.limit, progress=progress, cache=cache)
+    model = open_model(settings.model, device=settings.device, dtype=settings.dtype)
+    return model, ActivationCache.of(model, activations_dir()), progress
 
 
 def load_model(ref: str = DEFAULT_MODEL, *, device: str = "auto", dtype: str = "auto", alpha: float = 0.025, seed: int = 0, cache: bool = True) -> Auditor:
@@ -57,4 +68,4 @@ def load_model(ref: str = DEFAULT_MODEL, *, device: str = "auto", dtype: str = "
         ModelError: the model can't be found, trusted or loaded.
     """
     model, bench = load_bench(Settings(model=ref, device=device, dtype=dtype, alpha=alpha, seed=seed, no_cache=not cache))
-    return Auditor(bench.estimate, model.identity)
+    return Auditor(bench.estimate, bench.attribute, model.identity)

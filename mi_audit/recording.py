@@ -17,7 +17,7 @@ from mi_audit.evidence.tokens import TokenTable
 from mi_audit.judging.results import AuditResult, DecidedClaim
 from mi_audit.plan.detectors import DetectorSpec
 from mi_audit.plan.latents import LatentSpec
-from mi_audit.plan.measurements import EstimateSpec, ReadSpec
+from mi_audit.plan.measurements import AttributionSpec, EstimateSpec, ReadSpec
 from mi_audit.plan.plan import Plan, PlannedAudit
 from mi_audit.plan.printing import lines_of
 from mi_audit.plugins import Registry, active
@@ -70,6 +70,7 @@ class Recorder:
     def __init__(self, run: "Session", plan: Plan) -> None:
         self._run = run
         self._pairs = {spec.estimate.reading: spec.estimate.pairs for _, spec in plan.claims if spec.estimate.pairs}
+        self._attributions = {spec.reading: spec for audit in plan.audits if not audit.faults for spec in audit.attributions}
         self._readings: set[tuple[ReadSpec, str | None]] = set()
         self._detectors: set[DetectorSpec] = set()
         self._seconds_told: dict[str, float] = {}
@@ -103,9 +104,10 @@ class Recorder:
                 curve = bench.curve(spec)
                 detectors.append(_detector(spec, bench, curve, files))
                 suites.update((suite.digest, suite) for suite in (*spec.suites, *([curve.validation] if curve else [])))
-            missing = add_token_scores(model, bench, tuple(new), tokens, self._run.seconds)
+            missing = add_token_scores(model, bench, tuple(new), self._attributions, tokens, self._run.seconds)
             for reading, pairs in new.items():
-                readings.append(_reading(reading, bench, samples, suites, pairs, missing.get(reading)))
+                attribution = None if reading in missing else self._attributions.get(reading)
+                readings.append(_reading(reading, bench, samples, suites, pairs, missing.get(reading), attribution))
             claims = [_claim(result, index, decided, bench) for index, decided in enumerate(result.claims)]
         record = PartRecord(
             place=place,
@@ -253,7 +255,15 @@ def _points(curve: "Curve") -> Iterator[r.CurvePoint]:
         )
 
 
-def _reading(spec: ReadSpec, bench: "Bench", samples: SampleTable, suites: dict[str, Suite], pairs: str | None, tokens_error: str | None) -> r.ReadingRecord:
+def _reading(
+    spec: ReadSpec,
+    bench: "Bench",
+    samples: SampleTable,
+    suites: dict[str, Suite],
+    pairs: str | None,
+    tokens_error: str | None,
+    attribution: AttributionSpec | None,
+) -> r.ReadingRecord:
     data, spread = bench.read(spec), bench.spread(spec)
     suites[data.suite.digest] = data.suite
     samples.add(
@@ -281,7 +291,19 @@ def _reading(spec: ReadSpec, bench: "Bench", samples: SampleTable, suites: dict[
         spread_n=spread.n if spread else None,
         controls=spec.controls,
         sae=_sae(spec.detector, quality) if isinstance(spec.detector, LatentSpec) and (quality := bench.sae_quality(spec)) is not None else None,
+        attribution=None if attribution is None else _attribution(attribution, bench),
         tokens_error=scrubbed(tokens_error) if tokens_error else None,
+    )
+
+
+def _attribution(spec: AttributionSpec, bench: "Bench") -> r.AttributionRecord:
+    return r.AttributionRecord(
+        method=spec.method,
+        baseline=spec.baseline,
+        prompts=tuple(
+            r.AttributedPrompt(prompt=each.prompt, value=each.value, baseline=each.baseline, steps=each.steps, residual=each.residual)
+            for each in bench.attribute(spec)
+        ),
     )
 
 

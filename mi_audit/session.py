@@ -71,7 +71,7 @@ class Session:
         if (failure := self.model.failure) is not None:
             self.model = self.bench = None  # nothing that was known of it stands
             raise failure
-        return Auditor(self.bench.estimate, self.model.identity)
+        return Auditor(self.bench.estimate, self.bench.attribute, self.model.identity)
 
     def _measure(self, bench: "Bench", readings: Sequence[ReadSpec]) -> None:
         """Measure all that the plan needs. What can't be measured is raised again in the audits that claim something of it.

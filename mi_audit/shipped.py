@@ -30,6 +30,11 @@ def shipped_suites() -> dict[str, Path]:
     return suites
 
 
+def shipped_saes() -> dict[str, Path]:
+    """The folders of the shipped SAEs by name, in the order of the names. Raises SuiteError when this installation has none of the shipped audits."""
+    return {path.name: path for path in sorted((audits_dir() / "saes").glob("*")) if path.is_dir()}
+
+
 def shipped_audits() -> list[Path]:
     """The shipped audit files, `audit_*.py`, sorted."""
     return sorted(audits_dir().rglob("audit_*.py"))

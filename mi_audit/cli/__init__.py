@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mi_audit import __version__
-from mi_audit.cli import cache, demo, doctor, models, plan, plugins, report, size, suites
+from mi_audit.cli import cache, demo, doctor, models, plan, plugins, report, sae, size, suites
 from mi_audit.config import third_party
 from mi_audit.errors import MiAuditError
 
@@ -24,6 +24,7 @@ app.command("models")(models.models)
 app.command("plugins")(plugins.plugins)
 app.command("doctor")(doctor.doctor)
 app.add_typer(suites.app, name="suites")
+app.add_typer(sae.app, name="sae")
 app.add_typer(cache.app, name="cache")
 
 

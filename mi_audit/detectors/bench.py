@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from mi_audit.detectors.activations import Activations, ActivationStore, Captured, Request
+from mi_audit.detectors.attributions import TokenAttributions, attributed
 from mi_audit.detectors.controls import draws_for
 from mi_audit.detectors.latents import LearnedLatents, groups_of
 from mi_audit.detectors.learned import Fitted, LearnedDirection, LearnedProbe
@@ -25,7 +26,7 @@ from mi_audit.errors import DetectorError, MiAuditError
 from mi_audit.model.audited import AuditedModel
 from mi_audit.plan.detectors import DetectorSpec, DirectionSpec, FalsePositiveRate, ProbeSpec, negatives_of
 from mi_audit.plan.latents import LatentSpec
-from mi_audit.plan.measurements import EstimateSpec, ReadSpec
+from mi_audit.plan.measurements import AttributionSpec, EstimateSpec, ReadSpec
 from mi_audit.plan.places import At, Tokens
 from mi_audit.plan.sweep import SweepSpec
 from mi_audit.saes.latents import LatentGroups
@@ -34,6 +35,9 @@ from mi_audit.stats.estimate import Estimate
 from mi_audit.stats.spread import Spread
 from mi_audit.suites.prompt import Prompt
 from mi_audit.suites.suite import Suite
+
+ATTRIBUTED = 5
+"""Prompts of a reading that are attributed; the evidence holds the tokens of as many."""
 
 _EMBEDDING = Site(At("embed"), Tokens("all"))
 
@@ -70,6 +74,7 @@ class Bench:
         self._learned: dict[DetectorSpec, Learned] = {}
         self._readings: dict[ReadSpec, ReadingData] = {}
         self._estimates: dict[EstimateSpec, Estimate] = {}
+        self._attributed: dict[AttributionSpec, tuple[TokenAttributions, ...]] = {}
         self._checks = SaeChecks(model, alpha, seed, cache)
         self._groups: dict[LatentSpec, LatentGroups] = {}
         self._precision = Precision(model, seed, cache, progress)
@@ -146,6 +151,20 @@ class Bench:
 
     def _scored(self, spec: ReadSpec) -> Scored:
         return Scored(self.read(spec), self.detector(spec.detector))
+
+    def attribute(self, spec: AttributionSpec) -> tuple[TokenAttributions, ...]:
+        """The prompts of a reading that score highest, attributed to their tokens; the highest first.
+
+        Raises:
+            DetectorError: the reading was attributed with another baseline: the evidence has one of each.
+        """
+        known = next((other for other in self._attributed if other.reading == spec.reading and other != spec), None)
+        if known is not None:
+            raise DetectorError(f"{spec}: another audit of this run attributes the same reading with baseline {known.baseline}; use one of them in both")
+        if spec not in self._attributed:
+            detector = self._learn(spec.reading.detector).detector
+            self._attributed[spec] = attributed(self._model, detector, self.read(spec.reading), spec, ATTRIBUTED, self.cache)
+        return self._attributed[spec]
 
     def _learn(self, spec: DetectorSpec) -> Learned:
         if spec not in self._learned:

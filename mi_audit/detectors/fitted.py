@@ -3,10 +3,10 @@
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeGuard
+from typing import TYPE_CHECKING, Final, Literal, TypeGuard
 
 import numpy as np
 from safetensors.numpy import save as to_safetensors
@@ -18,6 +18,10 @@ from mi_audit.plan.detectors import DetectorSpec
 from mi_audit.plan.digest import Json
 from mi_audit.plan.places import At
 from mi_audit.stats.checks import Floats
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _FORMAT: Final = 1
 
@@ -46,6 +50,18 @@ class FittedDetector:
     def score_tokens(self, acts: Floats) -> Floats:
         """The scores [L] of the activations [L, d] of tokens."""
         return self.score(acts)
+
+    @property
+    def pooling(self) -> Literal["mean"]:
+        """How several tokens become one prompt: a linear score of their mean activation is the mean of their scores."""
+        return "mean"
+
+    def differentiable(self, device: "torch.device") -> "Callable[[Tensor], Tensor]":
+        """From activations [..., d] to scores [...] in float32; gradients go through it."""
+        import torch
+
+        weight, centre = (torch.from_numpy(each).to(device, torch.float32) for each in (self.weight, self.centre))
+        return lambda acts: (acts - centre) @ weight
 
     def score(self, acts: Floats) -> Floats:
         """The scores [n] of activations [n, d]."""

@@ -1,9 +1,9 @@
 """Latents of an SAE as a detector, beside random latents of the same SAE that fire as often."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from safetensors.numpy import save as to_safetensors
@@ -18,12 +18,16 @@ from mi_audit.detectors.threshold import calibrate
 from mi_audit.engine.site import Site
 from mi_audit.errors import DetectorError
 from mi_audit.plan.digest import Json
-from mi_audit.plan.latents import LatentSpec
+from mi_audit.plan.latents import LatentSpec, Pooling
 from mi_audit.plan.places import At
-from mi_audit.saes.latents import LatentGroups
+from mi_audit.saes.latents import LatentGroups, pre_activation
 from mi_audit.stats.checks import Bools, Floats
 from mi_audit.suites.prompt import Prompt
 from mi_audit.suites.suite import Suite
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 RANDOM_LATENTS: Final = "random latents that fire as often"
 
@@ -59,6 +63,15 @@ class FittedLatents:
         found = self.groups.on(torch.device("cpu"))(torch.from_numpy(acts.astype(np.float32)))
         scores: Floats = found[:, 0].double().numpy()
         return scores
+
+    @property
+    def pooling(self) -> Pooling:
+        """How the numbers of several tokens become that of their prompt."""
+        return self.spec.pooling
+
+    def differentiable(self, device: "torch.device") -> "Callable[[Tensor], Tensor]":
+        """From activations [..., d_in] to the pre-activation [...] whose sign decides the score; gradients go through it."""
+        return pre_activation(self.groups, device)
 
     def to_bytes(self) -> bytes:
         """A safetensors file: `latents` int64 [m], and of these the columns of the encoder `W_enc` float32 [d_in, m] and the rows of the decoder `W_dec`

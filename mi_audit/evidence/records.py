@@ -249,6 +249,32 @@ class SaeRecord(Record):
     """The floors that it does not reach, in words: no claim on the reading is decided then."""
 
 
+class AttributedPrompt(Record):
+    """A prompt whose number was attributed to its tokens; what each has to do with it is in `tokens.parquet`."""
+
+    prompt: Name
+    """Its id."""
+    value: Number
+    """The number that is attributed: the prompt's score, or of latents their pre-activation."""
+    baseline: Number
+    """The number at the start of the path."""
+    steps: Count
+    """Steps of the midpoint rule."""
+    residual: Number
+    """The sum of the attributions less the difference of value and baseline: what the rule leaves over."""
+
+
+class AttributionRecord(Record):
+    """How the prompts of a reading that score highest were attributed to their tokens. It illustrates; no claim is computed from it."""
+
+    method: Name
+    """`integrated_gradients` (Sundararajan et al. 2017, arXiv 1703.01365)."""
+    baseline: Name
+    """Where the path starts: `mean`, every token's embedding replaced by the vocabulary's mean, or `zeros`; special tokens keep theirs."""
+    prompts: tuple[AttributedPrompt, ...]
+    """The prompts in the order of `tokens.parquet`."""
+
+
 class ReadingRecord(Record):
     """A detector read on a suite: what `samples.parquet` calls a measurement."""
 
@@ -280,6 +306,8 @@ class ReadingRecord(Record):
     """Whether controls were run beside it."""
     sae: SaeRecord | None
     """The sparse autoencoder whose latents the detector is made of; absent for any other."""
+    attribution: AttributionRecord | None
+    """How its highest prompts were attributed to their tokens; absent where no audit asks for it."""
     tokens_error: Text | None
     """Why its highest prompts are not in `tokens.parquet`; absent where they are. Nothing that was claimed depends on it."""
 

@@ -44,6 +44,27 @@ class ReadSpec:
         return f"{self.detector.name} on {self.suite.name}"
 
 
+Method = Literal["integrated_gradients"]
+Baseline = Literal["mean", "zeros"]
+"""Where the path of integrated gradients starts: every token's embedding replaced by the vocabulary's mean, or by zeros; special tokens keep theirs."""
+
+
+@dataclass(frozen=True)
+class AttributionSpec:
+    """The prompts of a reading that score highest, attributed to their tokens."""
+
+    reading: ReadSpec
+    method: Method = "integrated_gradients"
+    baseline: Baseline = "mean"
+
+    def describe(self) -> dict[str, Json]:
+        """JSON-ready description, part of the plan's digest."""
+        return {"reading": self.reading.describe(), "method": self.method, "baseline": self.baseline}
+
+    def __str__(self) -> str:
+        return f"{self.reading}: {self.method}, baseline {self.baseline}"
+
+
 @dataclass(frozen=True)
 class EstimateSpec:
     """A quantity to be estimated from a reading. `pairs` names the field that pairs prompts, for `paired_difference`."""

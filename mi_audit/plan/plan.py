@@ -8,7 +8,7 @@ from pathlib import Path
 from mi_audit.plan.audit import AuditMark
 from mi_audit.plan.detectors import DetectorSpec
 from mi_audit.plan.digest import Json, digest_of
-from mi_audit.plan.measurements import DISCRIMINATES, NEEDS_THRESHOLD, ClaimSpec, ReadSpec
+from mi_audit.plan.measurements import DISCRIMINATES, NEEDS_THRESHOLD, AttributionSpec, ClaimSpec, ReadSpec
 from mi_audit.plan.tracing import TracedClaim
 
 
@@ -23,6 +23,7 @@ class PlannedAudit:
     mark: AuditMark
     doc: str
     claims: tuple[TracedClaim, ...] = ()
+    attributions: tuple[AttributionSpec, ...] = ()
     faults: tuple[str, ...] = ()
     unplanned: str | None = None
 
@@ -38,6 +39,7 @@ class PlannedAudit:
             "source": self.source_digest,
             "mark": self.mark.describe(),
             "claims": [claim.spec.describe() for claim in self.claims],
+            "attributions": [spec.describe() for spec in self.attributions],
             "faults": list(self.faults),
             "unplanned": self.unplanned,
         }

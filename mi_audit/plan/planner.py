@@ -7,7 +7,7 @@ from typing import Any
 
 from mi_audit.plan.audit import mark_of
 from mi_audit.plan.plan import PlannedAudit
-from mi_audit.plan.reading import Evaluate
+from mi_audit.plan.reading import Attribute, Evaluate
 from mi_audit.plan.tracing import trace_body
 
 
@@ -27,7 +27,7 @@ def plan_audit(
     parameters: dict[str, Any],
     takes_model: bool,
     foreign_fixtures: tuple[str, ...],
-    stand_in: Callable[[Evaluate], object],
+    stand_in: Callable[[Evaluate, Attribute], object],
 ) -> PlannedAudit:
     """Trace one audit.
 
@@ -40,7 +40,7 @@ def plan_audit(
         parameters: parametrised values by argument name.
         takes_model: whether the function takes the `model` fixture.
         foreign_fixtures: other fixtures that it needs; such an audit can't be traced and is marked unplanned.
-        stand_in: builds what `model` is while planning, from the trace's `evaluate`.
+        stand_in: builds what `model` is while planning, from the trace's `evaluate` and `attribute`.
     """
     base = PlannedAudit(
         id=audit_id(file, root, item_name),
@@ -57,5 +57,5 @@ def plan_audit(
         )
     if not takes_model:
         return replace(base, faults=(f"{file.name}: {base.function} does not take `model`, so it can claim nothing of it; write def {base.function}(model):",))
-    trace = trace_body(lambda trace: function(model=stand_in(trace.evaluate), **parameters), file)
-    return replace(base, claims=tuple(trace.claims), faults=tuple(trace.faults))
+    trace = trace_body(lambda trace: function(model=stand_in(trace.evaluate, trace.attribute), **parameters), file)
+    return replace(base, claims=tuple(trace.claims), attributions=tuple(trace.attributions), faults=tuple(trace.faults))

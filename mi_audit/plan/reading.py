@@ -3,14 +3,44 @@
 The same class serves the run, where `evaluate` returns estimates, and the trace, where it returns stand-ins without values.
 """
 
-from collections.abc import Callable
-from typing import NoReturn, get_args
+from collections.abc import Callable, Sequence
+from typing import NoReturn, Protocol, cast, get_args
 
 from mi_audit.errors import PlanError, SuiteError
-from mi_audit.plan.measurements import NEEDS_LABELS, NEEDS_THRESHOLD, EstimateSpec, Quantity, ReadSpec
+from mi_audit.plan.measurements import NEEDS_LABELS, NEEDS_THRESHOLD, AttributionSpec, Baseline, EstimateSpec, Method, Quantity, ReadSpec
+from mi_audit.stats.checks import Floats
 from mi_audit.stats.estimate import Estimate
 
 Evaluate = Callable[[EstimateSpec], Estimate]
+Attribute = Callable[[AttributionSpec], Sequence["Attributed"]]
+
+
+class Attributed(Protocol):
+    """A prompt whose score was attributed to its tokens."""
+
+    @property
+    def prompt(self) -> str:
+        """Its id."""
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """What each of its L tokens adds to its text."""
+
+    @property
+    def attributions(self) -> Floats:
+        """What each token has to do with the number, [L] in its units."""
+
+    @property
+    def value(self) -> float:
+        """The number that is attributed; `baseline` is where the path starts."""
+
+    @property
+    def baseline(self) -> float:
+        """The number where the path starts."""
+
+    @property
+    def residual(self) -> float:
+        """What the attributions leave over: their sum less value and baseline's difference."""
 
 
 class Reading:
@@ -19,9 +49,10 @@ class Reading:
     All intervals are cluster-robust: n is counted in groups (templates, entities, pairs).
     """
 
-    def __init__(self, spec: ReadSpec, evaluate: Evaluate) -> None:
+    def __init__(self, spec: ReadSpec, evaluate: Evaluate, attribute: Attribute) -> None:
         self.spec = spec
         self._evaluate = evaluate
+        self._attribute = attribute
 
     def auroc(self) -> Estimate:
         """Area under the ROC curve: the probability that a positive prompt scores above a negative one (ties count one half)."""
@@ -56,6 +87,29 @@ class Reading:
     def effect_size(self) -> Estimate:
         """Standardised mean difference between the classes, Hedges' g (Hedges 1981)."""
         return self._estimate("effect_size")
+
+    def attribute(self, method: str = "integrated_gradients", *, baseline: str = "mean") -> Sequence["Attributed"]:
+        """Attribute the scores of the prompts that score highest to their tokens, for the report: which tokens drive the detector.
+
+        What is attributed is the score of a probe or direction, and of latents their pre-activation, since gradients don't go through the gates of activation
+        functions. Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365): from a baseline to the prompt the gradient at the token embeddings is
+        summed by the midpoint rule, in as many steps as leave over at most 1 % of the difference, or 2 048; what is left over is in the evidence.
+
+        Args:
+            method: "integrated_gradients".
+            baseline: where the path starts: "mean", every token's embedding replaced by the vocabulary's mean, or "zeros". Special tokens keep theirs.
+
+        Returns:
+            the prompts, the one that scores highest first.
+
+        Raises:
+            PlanError: an unknown method or baseline.
+        """
+        if method not in get_args(Method):
+            raise PlanError(f"attribute(method={method!r}): known are {', '.join(get_args(Method))}")
+        if baseline not in get_args(Baseline):
+            raise PlanError(f"attribute(baseline={baseline!r}): known are {', '.join(get_args(Baseline))}")
+        return self._attribute(AttributionSpec(self.spec, cast(Method, method), cast(Baseline, baseline)))
 
     def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("_"):

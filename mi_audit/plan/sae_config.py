@@ -134,6 +134,12 @@ def _place(hook_name: str) -> At:
     return At(point, layer=int(found[1]))
 
 
+def hook_name_of(at: At) -> str:
+    """TransformerLens's name of a hook point, its layer absolute."""
+    point = at.point if "." in at.point else f"hook_{at.point}"
+    return point if at.layer is None else f"blocks.{at.layer}.{point}"
+
+
 class _Reader:
     """One cfg.json, field by field."""
 

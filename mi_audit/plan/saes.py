@@ -1,6 +1,5 @@
 """Which sparse autoencoder: a folder in sae-lens's format, known by the digest of what it holds. Free of torch and of sae-lens."""
 
-import inspect
 import math
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -55,22 +54,13 @@ class SaeSpec:
         return f"{self.name}: {self.config.architecture} SAE of {self.config.d_sae} latents, {self.at}"
 
 
-def sae(source: str | Path, *, at: At | None = None, floors: SaeFloors | None = None, model: str | None = None) -> SaeSpec:
-    """Name a sparse autoencoder.
-
-    Args:
-        source: a folder as sae-lens's `save_model` writes it (`cfg.json` and `sae_weights.safetensors`), relative to the audit file.
-        at: the hook point that it encodes, from `mi.at`; needed where its metadata do not name one, and otherwise the same.
-        floors: what it must reach on the model under audit, from `mi.sae_floors`.
-        model: the reference of the model that it was trained on, as it is given to `--audit-model`; needed where its metadata call that model otherwise.
+def spec_of(folder: Path, where: str, *, at: At | None = None, floors: SaeFloors | None = None, model: str | None = None) -> SaeSpec:
+    """The SAE in a folder as sae-lens's `save_model` writes it; `where` begins messages.
 
     Raises:
-        PlanError: no such folder; a file of it is missing, a link, or not what sae-lens writes; its architecture or normalisation can't be read; `at` differs
-            from its metadata, or neither names a hook point.
+        PlanError: a file is missing, a link, or not what sae-lens writes; its architecture or normalisation can't be read; `at` differs from its metadata, or
+            neither names a hook point.
     """
-    caller = Path(inspect.stack()[1].filename)
-    folder = Path(source) if Path(source).is_absolute() else caller.parent / source
-    where = f"mi.sae({str(source)!r})"
     for name in (CONFIG, WEIGHTS):
         path = folder / name
         if path.is_symlink() or not path.is_file():

@@ -6,13 +6,14 @@ Estimates are stand-ins that carry no values: comparing one notes a claim, anyth
 import inspect
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn, cast
 
 from mi_audit.errors import MiAuditError, PlanError
-from mi_audit.plan.measurements import ClaimSpec, EstimateSpec, Op
+from mi_audit.plan.measurements import AttributionSpec, ClaimSpec, EstimateSpec, Op
+from mi_audit.plan.reading import Attributed
 from mi_audit.stats.claim import vacuous
 from mi_audit.stats.estimate import Estimate
 
@@ -27,15 +28,22 @@ class TracedClaim:
 
 @dataclass
 class Trace:
-    """What one pass over an audit's body noted. Shape: a list of claims in the order of the body and a list of faults; with a fault there is no plan."""
+    """What one pass over an audit's body noted. Claims in the order of the body; faults, with one of which there is no plan; and what is attributed."""
 
     file: Path
     claims: list[TracedClaim] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    attributions: list[AttributionSpec] = field(default_factory=list)
 
     def evaluate(self, spec: EstimateSpec) -> Estimate:
         """The stand-in for an estimate."""
         return cast(Estimate, _PlannedEstimate(spec, self))
+
+    def attribute(self, spec: AttributionSpec) -> Sequence[Attributed]:
+        """Note an attribution; the stand-in for what it gives."""
+        if spec not in self.attributions:
+            self.attributions.append(spec)
+        return cast(Sequence[Attributed], _PlannedAttribution(spec, self))
 
     def note(self, spec: ClaimSpec) -> None:
         """Note a claim at the line that is running; one that no data could fail, or none could pass, is a fault."""
@@ -74,6 +82,25 @@ class _PlannedClaim:
 
     def __getattr__(self, name: str) -> NoReturn:
         self._trace.fault(_TOUCHED.format(what=f"`.{name}`", spec=self._spec))
+
+
+class _PlannedAttribution:
+    """Attributions without values: whatever is asked of them is a fault."""
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, spec: AttributionSpec, trace: Trace) -> None:
+        self._spec, self._trace = spec, trace
+
+    def _touched(self, *_: object) -> NoReturn:
+        self._trace.fault(_TOUCHED.format(what="what was attributed", spec=self._spec))
+
+    __bool__ = __len__ = __iter__ = __getitem__ = __contains__ = __eq__ = __ne__ = __str__ = _touched
+
+    def __getattr__(self, name: str) -> NoReturn:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        self._touched()
 
 
 class _PlannedEstimate:
@@ -160,6 +187,9 @@ def trace_body(body: Callable[[Trace], object], file: Path) -> Trace:
             returned.close()
         if inspect.isawaitable(returned) or inspect.isgenerator(returned) or inspect.isasyncgen(returned):
             trace.faults.append(f"{file.name}: an audit is a plain function; this one is a coroutine or a generator, so its claims would never be made")
+    unclaimed = {spec.reading for spec in trace.attributions} - {claim.spec.estimate.reading for claim in trace.claims}
+    if unclaimed and not trace.faults:
+        trace.faults.append(f"{file.name}: `{min(map(str, unclaimed))}` is attributed, but no claim of this audit rests on it; claim something of it too")
     if not trace.claims and not trace.faults:
         trace.faults.append(f"{file.name}: the audit claims nothing; compare an estimate with a number, e.g. assert model.read(probe, suite).auroc() >= 0.9")
     return trace

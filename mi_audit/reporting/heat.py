@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mi_audit.errors import EvidenceError
-from mi_audit.evidence.records import ReadingRecord
+from mi_audit.evidence.records import AttributedPrompt, ReadingRecord
 from mi_audit.evidence.stretches import stretches
 from mi_audit.reporting.axis import LARGEST
 from mi_audit.reporting.text import visible
@@ -33,8 +33,17 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Attributed:
+    """What each token of a prompt has to do with its score: cells in the order of the strip's, on a scale of the reading's own about 0."""
+
+    record: AttributedPrompt
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True)
 class Strip:
-    """A prompt: its score in the reading, its last tokens, the first of them at position `start`, and the positions of what was read and of sinks in words."""
+    """A prompt: its score in the reading, its last tokens, the first of them at position `start`, the positions of what was read and of sinks in words, and
+    what each token has to do with the score where that was asked for."""
 
     prompt: str
     value: float
@@ -42,6 +51,7 @@ class Strip:
     cells: tuple[Cell, ...]
     read: str
     sinks: str
+    attributed: Attributed | None
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,12 @@ class TokenScores:
             raise EvidenceError(f"tokens.parquet does not hold the prompts of the reading {reading.id} that score highest; its tables are of different runs")
         centre = middle if reading.threshold is None else reading.threshold
         reach = _reach(table, centre)
-        strips = tuple(_strip(*prompt, part, centre, reach, drawn) for prompt, (_, part) in zip(highest, parts, strict=False))
+        driven = {} if reading.attribution is None else {each.prompt: each for each in reading.attribution.prompts}
+        widest = _widest(table)
+        strips = tuple(
+            _strip(*prompt, part, centre, reach, drawn, _attributed(driven.get(prompt[0]), part, widest, drawn))
+            for prompt, (_, part) in zip(highest, parts, strict=False)
+        )
         return Heat(strips, centre, reach, any(int(np.asarray(part["read"]).sum()) > 1 for _, part in parts))
 
 
@@ -92,11 +107,28 @@ def _reach(table: pa.Table, centre: float) -> float:
     return reach or 1.0
 
 
+def _widest(table: pa.Table) -> float:
+    """The attribution that has full colour: 95 % of the tokens' stay below it."""
+    found = np.abs(np.asarray(table["attribution"].drop_null(), dtype=np.float64))
+    return float(np.quantile(np.clip(found, 0, LARGEST), 0.95)) or 1.0 if len(found) else 1.0
+
+
+def _attributed(record: AttributedPrompt | None, table: pa.Table, widest: float, drawn: int) -> Attributed | None:
+    if record is None:
+        return None
+    last = table.slice(max(table.num_rows - drawn, 0))
+    parts = np.clip(np.asarray(last["attribution"], dtype=np.float64), -LARGEST, LARGEST)
+    levels = np.clip(np.rint(parts / widest * LEVELS), -LEVELS, LEVELS).astype(int).tolist()
+    texts: list[str | None] = last["text"].to_pylist()
+    cells = (Cell(_shown(text), _figures(part), _looks(level, read=False, sink=False)) for text, part, level in zip(texts, parts, levels, strict=True))
+    return Attributed(record, tuple(cells))
+
+
 def _scores(table: pa.Table) -> NDArray[np.float64]:
     return np.clip(np.asarray(table["score"], dtype=np.float64), -LARGEST, LARGEST)
 
 
-def _strip(prompt: str, value: float, table: pa.Table, centre: float, reach: float, drawn: int) -> Strip:
+def _strip(prompt: str, value: float, table: pa.Table, centre: float, reach: float, drawn: int, attributed: Attributed | None) -> Strip:
     positions, read, sinks = (np.asarray(table[name]) for name in ("position", "read", "sink"))
     last = table.slice(max(table.num_rows - drawn, 0))
     scores = _scores(last)
@@ -110,6 +142,7 @@ def _strip(prompt: str, value: float, table: pa.Table, centre: float, reach: flo
         cells=tuple(Cell(_shown(text), _figures(score), _looks(level, *mark)) for text, score, level, mark in zip(texts, scores, levels, marks, strict=True)),
         read=_ranges(positions[read]),
         sinks=_ranges(positions[sinks]),
+        attributed=attributed,
     )
 
 

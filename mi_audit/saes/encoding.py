@@ -88,6 +88,17 @@ class Encoder:
                 threshold = self.biases.get("threshold")
                 return pre.relu() if threshold is None else pre.relu() * (pre > threshold)
 
+    def pre(self, acts: Tensor) -> Tensor:
+        """The pre-activations [..., m]: what the activation function, its threshold and the competition for the first k are still to be applied to.
+
+        Gradients go through them everywhere, which they don't through a JumpReLU's gate. Of a gated SAE that of the gate.
+        """
+        given = _Input.of(self.config, acts).acts
+        pre = (given if self.shift is None else given - self.shift) @ self.W + self.biases["b_gate" if self.config.architecture == "gated" else "b_enc"]
+        if self.norms is not None:
+            pre = pre * self.norms
+        return pre if self.chosen is None else pre[..., self.chosen]
+
     def _highest(self, pre: Tensor) -> Tensor:
         """The k highest of each row, negative ones as 0; of `abstopk` the k largest with their sign."""
         signed = self.config.architecture == "abstopk"

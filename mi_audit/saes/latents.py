@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+    from mi_audit.saes.encoding import Encoder
     from mi_audit.saes.weights import SaeWeights
 
 
@@ -56,25 +57,46 @@ class LatentGroups:
 def _encoder(groups: LatentGroups, device: "torch.device") -> "Callable[[Tensor], Tensor]":
     import torch
 
-    from mi_audit.saes.encoding import Encoder
-
-    needed = sorted({latent for group in groups.groups for latent in group})
-    encoder = Encoder.of(groups.sae.config, weights_of(groups.sae).to(device), needed)
-    column = {latent: number for number, latent in enumerate(needed)}
-    columns = [torch.tensor([column[latent] for latent in group], device=device) for group in groups.groups]
+    encoder, columns = _columns(groups, device)
 
     def encode(acts: "Tensor") -> "Tensor":
         latents = encoder(acts)
-        parts = [latents[..., each] for each in columns]
-        match groups.combine:
-            case "sum":
-                return torch.stack([part.sum(dim=-1) for part in parts], dim=-1)
-            case "max":
-                return torch.stack([part.amax(dim=-1) for part in parts], dim=-1)
-            case "any":
-                return torch.stack([(part != 0).any(dim=-1) for part in parts], dim=-1).to(torch.float32)
+        return torch.stack([combined(latents[..., each], groups.combine) for each in columns], dim=-1)
 
     return encode
+
+
+def pre_activation(groups: LatentGroups, device: "torch.device") -> "Callable[[Tensor], Tensor]":
+    """From activations [..., d_in] to the first group's number [...], of pre-activations: what fires if it is above a threshold, through which gradients go.
+
+    `any` is that of the highest. Raises DetectorError as `LatentGroups.on`.
+    """
+    encoder, columns = _columns(LatentGroups(groups.sae, groups.groups[:1], groups.combine, groups.pooling), device)
+    combine: Combine = "max" if groups.combine == "any" else groups.combine
+    return lambda acts: combined(encoder.pre(acts)[..., columns[0]], combine)
+
+
+def combined(latents: "Tensor", combine: Combine) -> "Tensor":
+    """The latents [..., m] of a group as one number [...]."""
+    match combine:
+        case "sum":
+            return latents.sum(dim=-1)
+        case "max":
+            return latents.amax(dim=-1)
+        case "any":
+            return (latents != 0).any(dim=-1).float()
+
+
+def _columns(groups: LatentGroups, device: "torch.device") -> "tuple[Encoder, list[Tensor]]":
+    """An encoder of the latents that are needed, and of each group where its latents are among them."""
+    import torch
+
+    from mi_audit.saes.encoding import Encoder
+
+    needed = sorted({latent for group in groups.groups for latent in group})
+    column = {latent: number for number, latent in enumerate(needed)}
+    encoder = Encoder.of(groups.sae.config, weights_of(groups.sae).to(device), needed)
+    return encoder, [torch.tensor([column[latent] for latent in group], device=device) for group in groups.groups]
 
 
 @lru_cache(maxsize=2)

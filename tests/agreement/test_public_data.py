@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.real_model, pytest.mark.skipif(not DATA.is_dir(), reas
 
 @pytest.fixture(scope="module")
 def auditor(default_model):
-    return Auditor(Bench(default_model, alpha=0.025, seed=0).estimate, default_model.identity)
+    return Auditor((bench := Bench(default_model, alpha=0.025, seed=0)).estimate, bench.attribute, default_model.identity)
 
 
 def independent_auroc(model, train: mi.Suite, test: mi.Suite, layer: int) -> float:

@@ -75,7 +75,7 @@ def test_what_an_sae_explains_and_recovers_is_what_sae_lens_measures(tiny_llama,
 
     from mi_audit.engine.encoding import encode_all
     from mi_audit.engine.every_token import every_token
-    from mi_audit.plan.saes import sae
+    from mi_audit.sae_sources import sae
     from mi_audit.saes.measuring import reconstruction, recovery
     from tests.agreement.bridge import activations, bridge_of
     from tests.unit.texts import texts

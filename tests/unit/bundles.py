@@ -165,6 +165,7 @@ class Builder:
             spread_n=None,
             controls=controls,
             sae=None,
+            attribution=None,
             tokens_error=None,
         )
         self.readings.append(record)

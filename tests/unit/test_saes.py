@@ -15,7 +15,8 @@ from mi_audit.engine.every_token import every_token
 from mi_audit.engine.selection import select
 from mi_audit.errors import DetectorError, PlanError
 from mi_audit.plan.places import Tokens
-from mi_audit.plan.saes import CONFIG, WEIGHTS, sae
+from mi_audit.plan.saes import CONFIG, WEIGHTS
+from mi_audit.sae_sources import sae
 from mi_audit.saes.encoding import Encoder
 from mi_audit.saes.latents import LatentGroups, weights_of
 from tests.unit.saes import save_sae

@@ -237,7 +237,7 @@ def test_the_same_check_notices_a_layer_chosen_on_the_tested_groups():
 
 
 def test_what_chose_the_layer_is_seen():
-    planning = Auditor(lambda spec: None)
+    planning = Auditor(lambda spec: None, lambda spec: ())
     spec = sweep(answers(), validation=ANSWERS["calibration"])
     planning.read(spec, ANSWERS["test"])
     with pytest.raises(PlanError, match=r"tested on answers\[calibration\].* which its layer is chosen on"):

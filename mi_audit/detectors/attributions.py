@@ -1,0 +1,111 @@
+"""Which tokens drive a detector: its score on the prompts that score highest, attributed to their tokens by integrated gradients."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mi_audit.detectors.learned import Fitted
+from mi_audit.detectors.readings import ReadingData
+from mi_audit.detectors.token_scores import highest, texts_of
+from mi_audit.engine.cache import ActivationCache
+from mi_audit.engine.encoding import encode_all
+from mi_audit.engine.every_token import EveryToken, every_token
+from mi_audit.engine.selection import select
+from mi_audit.engine.tokens import Encoded
+from mi_audit.model.audited import AuditedModel
+from mi_audit.plan.digest import digest_of
+from mi_audit.plan.measurements import AttributionSpec
+from mi_audit.stats.checks import Floats
+from mi_audit.suites.prompt import Prompt
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mi_audit.engine.attribution import Attribution
+
+
+@dataclass(frozen=True, eq=False)
+class TokenAttributions:
+    """A prompt of L tokens, by its id.
+
+    `texts` [L] as in `TokenScores`; `attributions` [L] in units of the number that is attributed, which is `value` for the prompt and `baseline` where the path
+    of `steps` steps starts.
+    """
+
+    prompt: str
+    texts: tuple[str, ...]
+    attributions: Floats
+    value: float
+    baseline: float
+    steps: int
+
+    @property
+    def residual(self) -> float:
+        """What the attributions leave over: their sum less the difference of value and baseline."""
+        return float(self.attributions.sum()) - (self.value - self.baseline)
+
+
+def attributed(
+    model: AuditedModel, detector: Fitted, reading: ReadingData, spec: AttributionSpec, top: int, cache: ActivationCache | None
+) -> tuple[TokenAttributions, ...]:
+    """Attribute the score of the `top` prompts that score highest, highest first; ties go by id.
+
+    The read tokens are those of the reading, its attention sinks left out; over several the mean or the highest is attributed, as the detector pools them.
+
+    Raises:
+        HookPointError, PromptError: as `engine.attribution.integrated_gradients`.
+    """
+    prompts = [reading.suite.prompts[row] for row in highest(reading, top)]
+    encoded = list(encode_all(model, prompts, cache))
+    every = every_token(model, encoded, detector.at, cache=cache)
+    return tuple(_attributed(model, detector, spec, *each, cache) for each in zip(prompts, encoded, every, strict=True))
+
+
+def _attributed(
+    model: AuditedModel, detector: Fitted, spec: AttributionSpec, prompt: Prompt, encoded: Encoded, tokens: EveryToken, cache: ActivationCache | None
+) -> TokenAttributions:
+    positions = np.asarray(select(encoded, detector.spec.tokens, prompt))
+    if len(positions) > 1:
+        positions = positions[~tokens.sinks[positions]]
+    key = digest_of(
+        {
+            "attribution": spec.method,
+            "baseline": spec.baseline,
+            "detector": detector.spec.digest,
+            "fitted": digest_of({"bytes": detector.to_bytes().hex()}),
+            "ids": list(encoded.ids),
+            "positions": positions.tolist(),
+        }
+    )[:40]
+    known = {} if cache is None else cache.tensors(key)
+    if known.keys() == {"tokens", "ends"} and known["tokens"].shape == (len(encoded.ids),) and known["ends"].shape == (3,):
+        value, baseline, steps = known["ends"].tolist()
+        return TokenAttributions(prompt.id, texts_of(encoded), known["tokens"], value, baseline, int(steps))
+    found = _computed(model, detector, spec, encoded.ids, positions.tolist())
+    if cache is not None:
+        cache.put(key, {"tokens": found.tokens, "ends": np.array([found.value, found.baseline, found.steps], dtype=np.float64)})
+    return TokenAttributions(prompt.id, texts_of(encoded), found.tokens, found.value, found.baseline, found.steps)
+
+
+def _computed(model: AuditedModel, detector: Fitted, spec: AttributionSpec, ids: Sequence[int], positions: Sequence[int]) -> "Attribution":
+    from mi_audit.engine.attribution import integrated_gradients
+
+    loaded = model.loaded()
+    special = set(loaded.tokenizer.all_special_ids)
+    kept = [position for position, token in enumerate(ids) if token in special]
+    read = reader(detector, loaded.device, positions)
+    return integrated_gradients(loaded, ids, detector.at, read, baseline=spec.baseline, kept=kept)
+
+
+def reader(detector: Fitted, device: "torch.device", positions: Sequence[int]) -> "Callable[[Tensor], Tensor]":
+    """From activations [R, L, width] to the number of each of R copies of a prompt [R]: over the read positions the mean, or the highest."""
+    number, highest_of = detector.differentiable(device), detector.pooling == "max"
+
+    def read(acts_RLD: "Tensor") -> "Tensor":
+        numbers_RP = number(acts_RLD[:, list(positions)])
+        return numbers_RP.amax(dim=1) if highest_of else numbers_RP.mean(dim=1)
+
+    return read

@@ -1,0 +1,58 @@
+"""Every latent of an SAE as the engine reads them, or of one whose encoder has nothing learned. No torch before something has to be encoded."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from mi_audit.plan.digest import digest_of
+from mi_audit.plan.latents import Pooling
+from mi_audit.plan.saes import SaeSpec
+from mi_audit.saes.latents import weights_of
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EveryLatent:
+    """All latents of an SAE; with a `seed`, those of an encoder whose columns point elsewhere at random, as long as the SAE's and with its biases."""
+
+    sae: SaeSpec
+    pooling: Pooling
+    seed: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Digest of the SAE's files and of what is done with it."""
+        return digest_of({"sae": self.sae.digest, "every": True, "pooling": self.pooling, "seed": self.seed})[:40]
+
+    @property
+    def width(self) -> int:
+        """d_sae."""
+        return self.sae.config.d_sae
+
+    def on(self, device: "torch.device") -> "Callable[[Tensor], Tensor]":
+        """From activations [..., d_in] to latents [..., d_sae].
+
+        Raises:
+            DetectorError: the SAE's files have changed since they were named, or are damaged.
+        """
+        return _encoder(self, device)
+
+
+@lru_cache(maxsize=4)
+def _encoder(every: EveryLatent, device: "torch.device") -> "Callable[[Tensor], Tensor]":
+    from dataclasses import replace
+
+    import torch
+
+    from mi_audit.saes.encoding import Encoder
+
+    weights = weights_of(every.sae)
+    if every.seed is not None:
+        random = torch.Generator().manual_seed(every.seed)
+        columns = torch.randn(weights.W_enc.shape, generator=random)
+        weights = replace(weights, W_enc=columns * (weights.W_enc.norm(dim=0) / columns.norm(dim=0)))
+    return Encoder.of(every.sae.config, weights.to(device))

@@ -1,0 +1,170 @@
+"""From a model and texts to an SAE in a folder, with a card that says how it was made and what it is worth."""
+
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from importlib import metadata
+from pathlib import Path
+from time import monotonic
+from typing import Any, Final, Protocol
+
+import numpy as np
+
+from mi_audit import __version__
+from mi_audit.engine.batches import Ids
+from mi_audit.engine.every_token import EveryToken
+from mi_audit.engine.streaming import stream
+from mi_audit.errors import DetectorError
+from mi_audit.model.loaded import LoadedModel
+from mi_audit.plan.digest import Json, digest_of
+from mi_audit.plan.places import At
+from mi_audit.plan.recipe import COUNTED, Recipe
+from mi_audit.plan.sae_config import hook_name_of
+from mi_audit.plan.saes import CONFIG, spec_of
+from mi_audit.saes.corpus import Corpus
+from mi_audit.saes.held_out import HeldOut, held_out
+from mi_audit.saes.spool import Spool
+from mi_audit.saes.training import SAMPLE, Heard, train
+
+CARD: Final = "training_card.json"
+_MADE: Final = "made_of.json"
+_FLUSHED: Final = 64
+
+
+class Told(Heard, Protocol):
+    """Hears of the passes too."""
+
+    def passed(self, done: int, tokens: int) -> None:
+        """Of so many tokens so many have passed through the model."""
+
+
+def make(model: LoadedModel, at: At, corpus: Corpus, recipe: Recipe, context: int, out: Path, told: Told) -> HeldOut:
+    """Train an SAE and write it to `out`, a new folder: sae-lens's two files and a training card.
+
+    What is under way stands in `<out>.work`: activations and checkpoints. Killed and called again with the same arguments, it goes on from there; with another
+    recipe the activations that are there are taken again.
+
+    Args:
+        model: the model.
+        at: the hook point, its layer absolute.
+        corpus: what it is trained on and what is held out.
+        recipe: what the trainer is told.
+        context: tokens of a context.
+        out: the folder.
+        told: hears how it goes.
+
+    Raises:
+        DetectorError: `out` is there, something else is under way beside it, the disk is full, or the training diverged.
+        HookPointError, PromptError: as the passes.
+    """
+    began = monotonic()
+    width = model.hook_points.resolve(at.point, at.layer).width
+    made_of = _made_of(model, at, corpus)
+    work = _work(out, made_of)
+    described = {
+        "model_name": Path(model.ref.split("@")[0]).name,
+        "hook_name": hook_name_of(at),
+        "prepend_bos": corpus.prepends_bos,
+        "context_size": context,
+        "dataset_path": ", ".join(source.name for source in corpus.sources),
+    }
+    with Spool(work, width) as spool:
+        sinks = _fill(spool, model, at, corpus, told)
+        trained = train(spool, recipe, described, work, told)
+        seen = spool.read(np.linspace(0, spool.rows - 1, min(SAMPLE, spool.rows)).astype(np.int64))
+        rows = spool.rows
+    fresh = out.with_name(f"{out.name}.new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    trained.save_inference_model(fresh)
+    contexts = _streamed(model, corpus.held_out, at)
+    quality = held_out(model, spec_of(fresh, str(out), model=model.ref), at, contexts, seen, _components(recipe, width))
+    _publish(fresh, quality, recipe)
+    versions: dict[str, Json] = {name: metadata.version(name) for name in ("sae-lens", "torch", "transformers")}
+    card: dict[str, Json] = {
+        "format": 1,
+        "made_of": made_of,
+        "recipe": recipe.describe(),
+        "context": context,
+        "sources": [source.describe() for source in corpus.sources],
+        "activations": rows,
+        "sinks_left_out": sinks,
+        "held_out": quality.describe(),
+        "seconds": round(monotonic() - began, 1),
+        "versions": versions | {"mi-audit": __version__, "python": _python()},
+    }
+    (fresh / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+    fresh.rename(out)
+    shutil.rmtree(work)
+    return quality
+
+
+def _components(recipe: Recipe, width: int) -> int:
+    """How many principal components are held against the SAE: as many as latents may fire, or 32 where it is not told how many."""
+    return min(recipe.k if recipe.architecture in COUNTED else 32, width - 1)
+
+
+def _python() -> str:
+    return ".".join(map(str, sys.version_info[:3]))
+
+
+def _made_of(model: LoadedModel, at: At, corpus: Corpus) -> dict[str, Json]:
+    """All that decides what the activations are, but for the versions of the software. With another recipe those that stand on disk are taken again."""
+    tokens = digest_of({"train": [list(ids) for ids in corpus.train], "held_out": [list(ids) for ids in corpus.held_out]})
+    return {
+        "model": model.ref,
+        "model_root": model.identity.root,
+        "dtype": model.identity.dtype,
+        "at": str(at),
+        "tokens": tokens,
+    }
+
+
+def _work(out: Path, made_of: dict[str, Json]) -> Path:
+    """The folder of what is under way; DetectorError where it is for something else."""
+    if out.exists():
+        raise DetectorError(f"{out} is there already; give a new folder with --out")
+    work, text = out.with_name(f"{out.name}.work"), json.dumps(made_of, indent=2, sort_keys=True)
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        note = work / _MADE
+        if not note.exists():
+            note.write_text(text, encoding="utf-8")
+        elif note.read_text(encoding="utf-8") != text:
+            raise DetectorError(f"{work} holds activations of another model, place or text; finish what they are for, remove it, or give another --out")
+    except OSError as error:
+        raise DetectorError(f"{work} can't be written: {error.strerror}") from error
+    return work
+
+
+def _fill(spool: Spool, model: LoadedModel, at: At, corpus: Corpus, told: Told) -> int:
+    """Pass what has not passed yet; how many attention sinks were left out in all."""
+    tokens = corpus.tokens
+    spool.require_room(tokens)
+    with closing(stream(model, corpus.train, at, after=spool.batches)) as passing:
+        for batch in passing:
+            spool.append([each.activations[~each.sinks] for each in batch])
+            told.passed(spool.rows, tokens)
+            if spool.batches % _FLUSHED == 0:
+                spool.flush()
+    spool.flush()
+    return tokens - spool.rows
+
+
+def _streamed(model: LoadedModel, prompts: Sequence[Ids], at: At) -> list[EveryToken]:
+    with closing(stream(model, prompts, at)) as passing:
+        return [each for batch in passing for each in batch]
+
+
+def _publish(folder: Path, quality: HeldOut, recipe: Recipe) -> None:
+    """Put the numbers in the SAE's metadata, by sae-lens's names, so that they travel with it."""
+    path = folder / CONFIG
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    config["metadata"] |= {
+        "explained_variance": round(quality.explained_variance, 4),
+        "l0": round(quality.l0, 2),
+        "loss_recovered": round(quality.loss_recovered, 4),
+        "num_dead_features": round((1 - quality.alive) * recipe.width),
+    }
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

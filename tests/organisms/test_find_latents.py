@@ -1,0 +1,53 @@
+"""The latents that are known to stand for a topic are found, and nothing is found where labels mean nothing."""
+
+import numpy as np
+import pytest
+
+import mi_audit as mi
+from mi_audit.detectors.discovery import confirm, discover
+from mi_audit.engine.capture import capture
+from mi_audit.engine.site import Site
+from mi_audit.model.load import load
+from mi_audit.plan.places import Tokens
+from mi_audit.saes.every_latent import EveryLatent
+from tests.organisms.concepts import TOPICS, known_sae, texts, train
+
+
+@pytest.fixture(scope="module")
+def organism(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("concepts")
+    model, accuracy = train(folder / "model")
+    assert accuracy >= 0.99, "the organism must have learned what it is planted with"
+    return folder / "model", mi.sae(known_sae(model, folder / "sae"))
+
+
+def about(topic):
+    rows = [{"id": f"{number}", "text": text.prefix, "label": text.topic == topic, "group": text.prefix} for number, text in enumerate(texts(900, seed=5))]
+    return mi.suite(rows, name=f"topic{topic}")
+
+
+def test_planted_latents_are_found_and_no_others(organism, monkeypatch, tmp_path):
+    monkeypatch.setenv("MI_AUDIT_CACHE", str(tmp_path))
+    model, sae = organism
+    found = {topic: mi.find_latents(sae, about(topic), model=str(model)) for topic in range(0, len(TOPICS), 2)}
+    evidence = {topic: each.evidence for topic, each in found.items()}
+    right = sum(topic in each for topic, each in evidence.items())
+    assert right / len(found) >= 0.95, f"recall: {evidence}"
+    assert right / sum(map(len, evidence.values())) >= 0.95, f"precision: {evidence}"
+    best = found[0].latents[0]
+    assert best.auroc >= 0.99 and best.random_p <= 0.025 and best.over_random_sae.low > 0
+    assert found[0].quality.below, "latents that see a few directions do not stand for the activations, and that is told"
+
+
+def test_nothing_is_found_on_shuffled_labels(organism):
+    model, sae = organism
+    suite, site = about(0), Site(sae.at, Tokens("last"), EveryLatent(sae, "mean"))
+    values = capture(load(str(model), progress=False), suite.prompts, [site]).vectors(site).astype(np.float64)
+    groups, half = np.asarray(suite.groups()), np.arange(len(suite)) % 2 == 0
+    nothing = 0
+    for seed in range(100):
+        random = np.random.default_rng(seed)
+        labels = random.permutation(np.asarray(suite.labels()))
+        columns = discover(values[half], labels[half], tuple(groups[half]), rate=0.05, random=random).columns
+        nothing += not len(columns) or not confirm(values[~half][:, columns], labels[~half], tuple(groups[~half]), alpha=0.025, random=random).confirmed.any()
+    assert nothing >= 95

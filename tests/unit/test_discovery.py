@@ -1,0 +1,91 @@
+"""What is found among many scores is there, and nothing is found where nothing is."""
+
+import numpy as np
+import pytest
+from scipy.stats import mannwhitneyu
+
+from mi_audit.detectors.discovery import aurocs, confirm, discover, holm
+from mi_audit.detectors.latent_flags import Firings, absorbed_by, near_duplicates, tracks
+from mi_audit.errors import DetectorError
+
+N, WIDTH, PLANTED = 240, 400, (3, 77, 210, 399)
+
+
+def planted(seed, *, shuffled=False):
+    """Sparse scores in pairs of prompts, one of each class; the planted ones fire on positives."""
+    random = np.random.default_rng(seed)
+    labels = np.tile([True, False], N // 2)
+    groups = tuple(str(number // 2) for number in range(N))
+    values = random.exponential(size=(N, WIDTH)) * (random.random((N, WIDTH)) < random.uniform(0.01, 0.6, WIDTH))
+    if not shuffled:
+        for latent in PLANTED:
+            values[:, latent] = np.where(labels, random.random(N) < 0.6, random.random(N) < 0.1) * random.exponential(size=N)
+    return values, labels, groups
+
+
+def found(seed, *, shuffled=False):
+    values, labels, groups = planted(seed, shuffled=shuffled)
+    half = np.arange(N) < N // 2
+    first, second = (tuple(np.asarray(groups)[rows]) for rows in (half, ~half))
+    random = np.random.default_rng(seed)
+    candidates = discover(values[half], labels[half], first, rate=0.05, random=random).columns
+    if not len(candidates):
+        return set()
+    return set(candidates[confirm(values[~half][:, candidates], labels[~half], second, alpha=0.025, random=random).confirmed].tolist())
+
+
+def test_aurocs_are_those_of_mann_and_whitney():
+    values, labels, _ = planted(1)
+    expected = mannwhitneyu(values[labels], values[~labels], axis=0).statistic / (labels.sum() * (~labels).sum())
+    np.testing.assert_allclose(aurocs(values, labels[None])[0], expected, rtol=1e-12)
+
+
+def test_what_is_planted_is_found_and_nothing_else():
+    runs = [found(seed) for seed in range(10)]
+    right = sum(len(run & set(PLANTED)) for run in runs)
+    assert right / (10 * len(PLANTED)) >= 0.95, "recall"
+    assert right / sum(map(len, runs)) >= 0.95, "precision"
+
+
+def test_nothing_is_found_where_labels_mean_nothing():
+    assert sum(not found(seed, shuffled=True) for seed in range(40)) >= 38
+
+
+def test_groups_of_one_class_count_once():
+    """A latent that fires in one of six templates is no discovery, however many prompts each has."""
+    labels = np.repeat([True, True, True, False, False, False], 40)
+    groups = tuple(np.repeat([f"t{number}" for number in range(6)], 40))
+    values = np.zeros((240, 50))
+    values[:, 0] = labels
+    values[:40, 1:] = 1
+    assert not len(discover(values, labels, groups, rate=0.05, random=np.random.default_rng(0)).columns)
+
+
+def test_one_class_is_an_error():
+    with pytest.raises(DetectorError, match="all of one class"):
+        discover(np.ones((4, 2)), np.ones(4, dtype=bool), ("a", "b", "c", "d"), rate=0.05, random=np.random.default_rng(0))
+    with pytest.raises(DetectorError, match="one group each, or no latent fires"):
+        discover(np.zeros((4, 2)), np.array([True, False, True, False]), ("a", "b", "c", "d"), rate=0.05, random=np.random.default_rng(0))
+
+
+def test_holm_stops_at_the_first_that_fails():
+    assert holm(np.array([0.012, 0.001, 0.03]), 0.025).tolist() == [True, True, False]
+    assert holm(np.array([0.02, 0.02, 0.02]), 0.025).tolist() == [False, False, False]
+
+
+def test_flags():
+    random = np.random.default_rng(0)
+    labels = np.arange(60) < 30
+    values = np.zeros((60, 4))
+    values[:20, 0] = random.random(20) + 0.5  # the parent is silent on a third of the positive prompts
+    values[20:30, 1] = 1  # where its child fires
+    values[:, 2] = values[:, 0] * 1.1
+    cosines = np.array([1.0, 0.4, 0.9, 0.9])
+    assert near_duplicates(0, values, cosines) == (2,)
+    assert absorbed_by(0, values, labels, cosines) == (1,)
+    lengths = np.tile(np.arange(30.0), 2)
+    spread = Firings(np.arange(20), np.arange(20))
+    assert tracks(values[:, 3], labels, lengths, spread, dense=False) == ()
+    said = tracks(lengths, labels, lengths, Firings(np.arange(20), np.full(20, 42)), dense=True)
+    assert [part.split(":")[0] for part in said] == ["dense", "tracks length", "tracks one token"]
+    assert "at token 0 of a prompt" in tracks(values[:, 3], labels, lengths, Firings(np.zeros(12, dtype=int), np.arange(12)), dense=False)[0]
