@@ -1,4 +1,4 @@
-"""The latents that are known to stand for a topic are found, and nothing is found where labels mean nothing."""
+"""The latents that are known to stand for a concept are found, and nothing is found where labels mean nothing."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from mi_audit.engine.site import Site
 from mi_audit.model.load import load
 from mi_audit.plan.places import Tokens
 from mi_audit.saes.every_latent import EveryLatent
-from tests.organisms.concepts import TOPICS, known_sae, texts, train
+from tests.organisms.concepts import CONCEPTS, known_sae, texts, train
 
 
 @pytest.fixture(scope="module")
@@ -21,17 +21,17 @@ def organism(tmp_path_factory):
     return folder / "model", mi.sae(known_sae(model, folder / "sae"))
 
 
-def about(topic):
-    rows = [{"id": f"{number}", "text": text.prefix, "label": text.topic == topic, "group": text.prefix} for number, text in enumerate(texts(900, seed=5))]
-    return mi.suite(rows, name=f"topic{topic}")
+def about(concept):
+    rows = [{"id": f"{number}", "text": text.text, "label": concept in text.concepts, "group": text.text} for number, text in enumerate(texts(600, seed=5))]
+    return mi.suite(rows, name=CONCEPTS[concept])
 
 
 def test_planted_latents_are_found_and_no_others(organism, monkeypatch, tmp_path):
     monkeypatch.setenv("MI_AUDIT_CACHE", str(tmp_path))
     model, sae = organism
-    found = {topic: mi.find_latents(sae, about(topic), model=str(model)) for topic in range(0, len(TOPICS), 2)}
-    evidence = {topic: each.evidence for topic, each in found.items()}
-    right = sum(topic in each for topic, each in evidence.items())
+    found = {concept: mi.find_latents(sae, about(concept), model=str(model)) for concept in range(0, len(CONCEPTS), 4)}
+    evidence = {concept: each.evidence for concept, each in found.items()}
+    right = sum(concept in each for concept, each in evidence.items())
     assert right / len(found) >= 0.95, f"recall: {evidence}"
     assert right / sum(map(len, evidence.values())) >= 0.95, f"precision: {evidence}"
     best = found[0].latents[0]

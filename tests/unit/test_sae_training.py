@@ -1,0 +1,160 @@
+"""An SAE trained on a tiny model: what is killed goes on to the same SAE, sae-lens reads it, and what it is said to be worth is what it is worth."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sae_lens import SAE
+
+import mi_audit as mi
+from mi_audit.engine.streaming import stream
+from mi_audit.errors import DetectorError, PlanError, PromptError
+from mi_audit.model.load import load
+from mi_audit.plan.places import At
+from mi_audit.plan.recipe import Recipe
+from mi_audit.plan.saes import CONFIG, WEIGHTS
+from mi_audit.saes.corpus import HELD_OUT, STRETCH, cut
+from mi_audit.saes.held_out import by_components
+from mi_audit.saes.making import CARD, make
+from mi_audit.saes.spool import Spool
+
+AT = At("resid_post", layer=1)
+RECIPE = Recipe(width=96, k=8, samples=12_000, batch=256, learning_rate=3e-3)
+
+
+class Silent:
+    """Hears nothing, or kills after so many steps."""
+
+    def __init__(self, steps=None):
+        self.steps, self.heard = steps, []
+
+    def passed(self, done, tokens):
+        pass
+
+    def step(self, done, steps, explained_variance, l0, dead):
+        self.heard.append((done, explained_variance, l0))
+        if self.steps is not None and done >= self.steps:
+            raise KeyboardInterrupt
+
+
+@pytest.fixture(scope="module")
+def model(tiny_folder):
+    return load(str(tiny_folder), progress=False)
+
+
+@pytest.fixture(scope="module")
+def corpus(model, tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    random = np.random.default_rng(0)
+    path.write_text(" ".join(random.choice(["alpha", "beta", "gamma", "delta", "omega"], 6000)), encoding="utf-8")
+    return cut(model.tokenizer, [path], [], context=32, tokens=12_000, seed=0)
+
+
+@pytest.fixture(scope="module")
+def made(model, corpus, tmp_path_factory):
+    out, heard = tmp_path_factory.mktemp("made") / "sae", Silent()
+    return out, make(model, AT, corpus, RECIPE, 32, out, heard), heard
+
+
+def test_contexts_are_held_out_in_stretches(corpus):
+    assert abs(corpus.tokens + sum(map(len, corpus.held_out)) - 12_000) <= 32
+    assert 0.5 / HELD_OUT <= len(corpus.held_out) / (len(corpus.train) + len(corpus.held_out)) <= 2 / HELD_OUT
+    assert not set(corpus.train) & set(corpus.held_out) and STRETCH > 1
+
+
+def test_a_stream_gives_what_single_passes_give(model, corpus):
+    from mi_audit.engine.forward import read_alone
+
+    for each in [each for batch in stream(model, corpus.held_out[:12], AT) for each in batch]:
+        acts, sinks = read_alone(model, each.ids, AT)
+        np.testing.assert_allclose(each.activations, acts, atol=2e-5)
+        assert (each.sinks == sinks).all()
+
+
+def test_what_is_said_of_it_is_so(made, model, corpus):
+    """sae-lens's own encoder and decoder, on the held-out contexts."""
+    out, quality, heard = made
+    sae = SAE.load_from_disk(out)
+    kept = [each.activations[~each.sinks] for batch in stream(model, corpus.held_out, AT) for each in batch]
+    acts = torch.from_numpy(np.concatenate(kept))
+    with torch.no_grad():
+        latents = sae.encode(acts)
+        residual = (acts - sae.decode(latents)).double()
+    explained = 1 - (residual**2).sum() / ((acts.double() - acts.double().mean(dim=0)) ** 2).sum()
+    assert quality.explained_variance == pytest.approx(float(explained), abs=1e-6)
+    assert quality.l0 == pytest.approx(float((latents != 0).sum(dim=-1).double().mean()))
+    assert quality.alive == pytest.approx(float((latents != 0).any(dim=0).double().mean()))
+    assert heard.heard[-1][1] == pytest.approx(quality.explained_variance, abs=0.2) and heard.heard[-1][0] == RECIPE.steps
+    metadata = json.loads((out / CONFIG).read_text())["metadata"]
+    assert metadata["hook_name"] == "blocks.1.hook_resid_post" and metadata["explained_variance"] == round(quality.explained_variance, 4)
+    card = json.loads((out / CARD).read_text())
+    assert card["made_of"]["model_root"] == model.identity.root and card["sources"][0]["sha256"] and card["held_out"]["tokens"] == quality.tokens
+    assert mi.sae(out).at == AT and not list(out.parent.glob("*.work"))
+
+
+def test_components_explain_what_scikit_learn_says():
+    from sklearn.decomposition import PCA
+
+    random = np.random.default_rng(0)
+    mixing = random.normal(size=(20, 20))
+    seen, unseen = (random.normal(size=(n, 20)).astype(np.float32) @ mixing.astype(np.float32) for n in (500, 200))
+    fitted = PCA(4).fit(seen.astype(np.float64))
+    back = fitted.inverse_transform(fitted.transform(unseen.astype(np.float64)))
+    expected = 1 - ((unseen - back) ** 2).sum() / ((unseen - unseen.mean(axis=0)) ** 2).sum()
+    assert by_components(seen, [unseen], 4) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_killed_training_goes_on_to_the_same_sae(made, model, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("mi_audit.saes.training.EVERY", 0.0)
+    out = tmp_path / "sae"
+    with pytest.raises(KeyboardInterrupt):
+        make(model, AT, corpus, RECIPE, 32, out, Silent(steps=20))
+    assert not out.exists()
+    again = Silent()
+    make(model, AT, corpus, RECIPE, 32, out, again)
+    assert again.heard[0][0] == 20, "it did not begin again"
+    assert (out / WEIGHTS).read_bytes() == (made[0] / WEIGHTS).read_bytes()
+
+
+def test_another_training_is_not_mixed_up(made, model, corpus, tmp_path):
+    with pytest.raises(DetectorError, match="is there already"):
+        make(model, AT, corpus, RECIPE, 32, made[0], Silent())
+    work = tmp_path / "sae.work"
+    work.mkdir()
+    (work / "made_of.json").write_text("{}")
+    with pytest.raises(DetectorError, match="activations of another model, place or text"):
+        make(model, AT, corpus, RECIPE, 32, tmp_path / "sae", Silent())
+
+
+def test_a_spool_forgets_what_was_not_noted(tmp_path):
+    rows = np.arange(12, dtype=np.float32).reshape(4, 3)
+    with Spool(tmp_path, 3) as spool:
+        spool.append([rows[:2]])
+        spool.flush()
+        spool.append([rows[2:]])
+    with Spool(tmp_path, 3) as spool:
+        assert (spool.rows, spool.batches) == (2, 1)
+        spool.append([rows[2:3], rows[3:]])
+        assert (spool.read(np.array([3, 0])) == rows[[3, 0]]).all()
+    with Spool(tmp_path, 3) as spool, pytest.raises(DetectorError, match="free"):
+        spool.require_room(2**50)
+
+
+def test_text_that_can_not_be_read_is_named(model, tmp_path):
+    (tmp_path / "short.txt").write_text("few words")
+    (tmp_path / "latin.txt").write_bytes("Überall".encode("latin-1"))
+    for name, message in (("short.txt", "too few to hold some out"), ("latin.txt", "latin.txt is no UTF-8 text .byte 0"), ("none.txt", "none.txt can't be read")):
+        with pytest.raises(PromptError, match=message):
+            cut(model.tokenizer, [tmp_path / name], [], context=16, tokens=None, seed=0)
+    with pytest.raises(PlanError, match="--k 200: there are 96 latents"):
+        Recipe(width=96, k=200)
+
+
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk", "standard", "gated", "jumprelu"])
+def test_every_architecture_is_trained_and_read_again(architecture, model, corpus, tmp_path):
+    recipe = Recipe(architecture, width=64, k=8, sparsity=0.1, samples=2_000, batch=128)
+    make(model, AT, corpus, recipe, 32, tmp_path / "sae", Silent())
+    read, expected = mi.sae(tmp_path / "sae"), SAE.load_from_disk(tmp_path / "sae").cfg.architecture()
+    assert read.config.architecture == expected and Path(read.folder) == tmp_path / "sae"
