@@ -7,14 +7,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from mi_audit.cli import sae_find
+from mi_audit.cli import sae_find, sae_show
 from mi_audit.errors import PlanError
 
 if TYPE_CHECKING:
     from mi_audit.plan.places import At
+    from mi_audit.suites.suite import Suite
 
-app = typer.Typer(help="Sparse autoencoders: train one, find latents in one.", no_args_is_help=True)
+app = typer.Typer(help="Sparse autoencoders: train one, find latents in one, look at a latent.", no_args_is_help=True)
 app.command("find")(sae_find.find)
+app.command("show")(sae_show.show)
 
 _TENTH: Final = 10
 
@@ -25,7 +27,9 @@ def train(
     more: Annotated[list[Path] | None, typer.Argument(metavar="[FILE]…", help="further texts, so that --text *.txt takes them all")] = None,
     at: Annotated[str, typer.Option(help="the hook point: POINT:LAYER, or POINT:DEPTH with a depth like 0.5")] = "resid_post:0.5",
     text: Annotated[list[Path] | None, typer.Option(help="a UTF-8 text to train on; may be given several times")] = None,
-    suite: Annotated[list[str] | None, typer.Option(help="a suite to train on besides: a file, or a shipped one by name; may be given several times")] = None,
+    suite: Annotated[
+        list[str] | None, typer.Option(help="a suite to train on besides: a file, or a shipped one by name, or NAME[train]; may be repeated")
+    ] = None,
     out: Annotated[Path, typer.Option(help="a new folder for the SAE")] = Path("sae"),
     architecture: Annotated[str, typer.Option(help="topk, batchtopk, matryoshka_batchtopk, standard, gated or jumprelu")] = "topk",
     width: Annotated[int, typer.Option(help="latents")] = 4608,
@@ -37,6 +41,7 @@ def train(
     learning_rate: Annotated[float, typer.Option(help="of Adam")] = 1e-3,
     context: Annotated[int, typer.Option(help="tokens of a context")] = 128,
     seed: Annotated[int, typer.Option(help="decides the sample, the first weights and the order")] = 0,
+    dtype: Annotated[str, typer.Option(help="of the saved weights: float32 or float16")] = "float32",
     device: Annotated[str, typer.Option(help="for the model: auto, cpu, cuda, …")] = "auto",
 ) -> None:
     """Train an SAE on a model's activations, with sae-lens's trainer, and say what it is worth on text that it has not seen.
@@ -51,7 +56,7 @@ def train(
     from mi_audit.plan.recipe import Recipe
 
     place = _place(at)
-    recipe = Recipe(architecture, width, k, sparsity, samples or 1, batch, learning_rate, seed)  # type: ignore[arg-type]
+    recipe = Recipe(architecture, width, k, sparsity, samples or 1, batch, learning_rate, seed, dtype)  # type: ignore[arg-type]
     texts = [*(text or []), *(more or [])]
     if not texts and not suite:
         raise PlanError("mi-audit sae train: give a text with --text, or a suite with --suite")
@@ -59,9 +64,8 @@ def train(
     from mi_audit.model.load import load
     from mi_audit.saes.corpus import cut
     from mi_audit.saes.making import make
-    from mi_audit.suites.suite import suite as read_suite
 
-    suites = [read_suite(str(Path(name).absolute()) if Path(name).exists() else name) for name in suite or []]
+    suites = [_suite(name) for name in suite or []]
     loaded = load(model, device=device)
     corpus = cut(loaded.tokenizer, texts, suites, context=context, tokens=tokens, seed=seed)
     recipe = replace(recipe, samples=samples or 3 * corpus.tokens)
@@ -89,6 +93,14 @@ def _place(given: str) -> "At":
         return at(point, depth=float(where)) if "." in where else at(point, layer=int(where))
     except ValueError as error:
         raise PlanError(f"--at {given}: give POINT:LAYER, like resid_post:15, or POINT:DEPTH, like resid_post:0.5") from error
+
+
+def _suite(given: str) -> "Suite":
+    from mi_audit.suites.suite import suite
+
+    name, bracket, split = given.removesuffix("]").partition("[") if given.endswith("]") else (given, "", "")
+    found = suite(str(Path(name).absolute()) if Path(name).exists() else name)
+    return found[split] if bracket else found
 
 
 class _Bars:

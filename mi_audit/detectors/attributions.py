@@ -8,12 +8,13 @@ import numpy as np
 
 from mi_audit.detectors.learned import Fitted
 from mi_audit.detectors.readings import ReadingData
-from mi_audit.detectors.token_scores import highest, texts_of
+from mi_audit.detectors.token_scores import highest
 from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.encoding import encode_all
 from mi_audit.engine.every_token import EveryToken, every_token
 from mi_audit.engine.selection import select
 from mi_audit.engine.tokens import Encoded
+from mi_audit.errors import DetectorError
 from mi_audit.model.audited import AuditedModel
 from mi_audit.plan.digest import digest_of
 from mi_audit.plan.measurements import AttributionSpec
@@ -56,6 +57,7 @@ def attributed(
     The read tokens are those of the reading, its attention sinks left out; over several the mean or the highest is attributed, as the detector pools them.
 
     Raises:
+        DetectorError: the tokenizer has no token for the baseline.
         HookPointError, PromptError: as `engine.attribution.integrated_gradients`.
     """
     prompts = [reading.suite.prompts[row] for row in highest(reading, top)]
@@ -83,21 +85,36 @@ def _attributed(
     known = {} if cache is None else cache.tensors(key)
     if known.keys() == {"tokens", "ends"} and known["tokens"].shape == (len(encoded.ids),) and known["ends"].shape == (3,):
         value, baseline, steps = known["ends"].tolist()
-        return TokenAttributions(prompt.id, texts_of(encoded), known["tokens"], value, baseline, int(steps))
-    found = _computed(model, detector, spec, encoded.ids, positions.tolist())
+        return TokenAttributions(prompt.id, encoded.texts(), known["tokens"], value, baseline, int(steps))
+    found = _computed(model, detector, spec, encoded, positions.tolist())
     if cache is not None:
         cache.put(key, {"tokens": found.tokens, "ends": np.array([found.value, found.baseline, found.steps], dtype=np.float64)})
-    return TokenAttributions(prompt.id, texts_of(encoded), found.tokens, found.value, found.baseline, found.steps)
+    return TokenAttributions(prompt.id, encoded.texts(), found.tokens, found.value, found.baseline, found.steps)
 
 
-def _computed(model: AuditedModel, detector: Fitted, spec: AttributionSpec, ids: Sequence[int], positions: Sequence[int]) -> "Attribution":
+def _computed(model: AuditedModel, detector: Fitted, spec: AttributionSpec, encoded: Encoded, positions: Sequence[int]) -> "Attribution":
     from mi_audit.engine.attribution import integrated_gradients
 
     loaded = model.loaded()
-    special = set(loaded.tokenizer.all_special_ids)
-    kept = [position for position, token in enumerate(ids) if token in special]
-    read = reader(detector, loaded.device, positions)
-    return integrated_gradients(loaded, ids, detector.at, read, baseline=spec.baseline, kept=kept)
+    read, kept = reader(detector, loaded.device, positions), form(encoded)
+    if spec.baseline != "space":
+        return integrated_gradients(loaded, encoded.ids, detector.at, read, baseline=spec.baseline, kept=kept)
+    space = loaded.tokenizer(" ", add_special_tokens=False)["input_ids"]
+    if not space:
+        raise DetectorError(f"{spec}: this model's tokenizer has no token for a space; give baseline='mean'")
+    return integrated_gradients(loaded, encoded.ids, detector.at, read, baseline="token", token=space[0], kept=kept)
+
+
+def form(encoded: Encoded) -> list[int]:
+    """The positions that are no content: outside of the text, or of a chat's last message and its response, and what the tokenizer added by itself."""
+    pieces = [piece for piece in (encoded.body, encoded.response) if piece is not None]
+    if encoded.offsets is None or not pieces:
+        return [position for position, added in enumerate(encoded.added) if added]
+    return [
+        position
+        for position, (added, (start, end)) in enumerate(zip(encoded.added, encoded.offsets, strict=True))
+        if added or not any(start < piece.end and end > piece.start for piece in pieces)
+    ]
 
 
 def reader(detector: Fitted, device: "torch.device", positions: Sequence[int]) -> "Callable[[Tensor], Tensor]":

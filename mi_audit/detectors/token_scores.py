@@ -61,19 +61,4 @@ def _scored(detector: Fitted, prompt: Prompt, encoded: Encoded, tokens: EveryTok
     read[select(encoded, detector.spec.tokens, prompt)] = True
     if read.sum() > 1:
         read &= ~tokens.sinks
-    return TokenScores(prompt.id, texts_of(encoded), scores, read, tokens.sinks)
-
-
-def texts_of(encoded: Encoded) -> tuple[str, ...]:
-    """The text that each token adds to those before it: empty for the later bytes of a character that is split over tokens.
-
-    White space that no token's offsets cover goes to the token after it. Where the tokenizer can't tell which characters a token covers, and for tokens that it
-    added by itself, the text is the token's name in the vocabulary.
-    """
-    if encoded.offsets is None:
-        return encoded.names
-    texts, reached = [], 0
-    for name, added, (_, end) in zip(encoded.names, encoded.added, encoded.offsets, strict=True):
-        texts.append(name if added else encoded.text[reached:end])
-        reached = max(reached, end)
-    return tuple(texts)
+    return TokenScores(prompt.id, encoded.texts(), scores, read, tokens.sinks)

@@ -20,12 +20,12 @@ from mi_audit.plan.places import At
 if TYPE_CHECKING:
     from mi_audit.model.loaded import LoadedModel
 
-Baseline = Literal["mean", "zeros", "token"]
-"""What takes the place of a token's embedding at the start of the path: the mean embedding of the vocabulary, zeros, or the embedding of one token."""
+Baseline = Literal["token", "mean", "zeros"]
+"""What takes the place of a token's embedding where the path starts: the embedding of one token, the mean embedding of the vocabulary, or zeros."""
 
-FEWEST: Final = 32
-MOST: Final = 2048
-"""Steps of the path: doubled from the fewest until what is left over is small enough, no further than the most."""
+FEWEST: Final = 27
+MOST: Final = 2187
+"""Steps of the path: three times as many until what is left over is small enough, from the fewest to the most. Every third midpoint is one of those before."""
 LEFT: Final = 0.01
 """Share of the difference that may be left over."""
 TOKENS: Final = 1024
@@ -71,7 +71,8 @@ def integrated_gradients(
         ids: the prompt, L tokens.
         at: the hook point, its layer absolute.
         read: the number.
-        baseline: where the path starts. `zeros` is where most models' first norm is undefined, so that little is attributed well; `token` takes the token's.
+        baseline: where the path starts. A token keeps the path among embeddings that the model knows. Many mean embeddings in a row can make attention sinks of
+            the model's own, and at zeros its first norm is undefined, so that the sum converges slowly.
         token: for the baseline `token`.
         kept: positions that keep their own embedding along the path: what belongs to the form and not to the content.
 
@@ -88,12 +89,15 @@ def integrated_gradients(
     start, value = ends.tolist()
     if not np.isfinite([start, value]).all():
         raise PromptError("what is to be attributed is not finite on this prompt; load the model with dtype='float32'")
-    steps = FEWEST
+    steps, numbers = FEWEST, np.arange(FEWEST)
+    gradients = torch.zeros_like(path.end, dtype=torch.float64)
     while True:
-        found = Attribution(_summed(model, path, at, read, steps), value, start, steps)
-        if found.complete or 2 * steps > MOST:
+        gradients += _gradients(model, path, at, read, (numbers + 0.5) / steps)
+        found = Attribution(_along(path, gradients / steps), value, start, steps)
+        if found.complete or 3 * steps > MOST:
             return found
-        steps *= 2
+        steps *= 3
+        numbers = np.flatnonzero(np.arange(steps) % 3 != 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,15 +129,19 @@ class _Path:
         return self.start + shares_R[:, None, None].to(self.end.dtype) * (self.end - self.start)
 
 
-def _summed(model: "LoadedModel", path: _Path, at: At, read: Read, steps: int) -> NDArray[np.float64]:
-    """The attributions [L] with so many steps."""
-    shares = (torch.arange(steps, dtype=torch.float64, device=model.device) + 0.5) / steps
+def _gradients(model: "LoadedModel", path: _Path, at: At, read: Read, shares: NDArray[np.float64]) -> Tensor:
+    """The sum over these shares of the way of the number's gradient at the embeddings, [L, d] float64."""
     total = torch.zeros_like(path.end, dtype=torch.float64)
-    for part in torch.split(shares, max(1, TOKENS // len(path.end))):
-        points = path.at(part.to(torch.float32)).requires_grad_()
+    for part in torch.split(torch.from_numpy(shares).to(model.device, torch.float32), max(1, TOKENS // len(path.end))):
+        points = path.at(part).requires_grad_()
         (gradient,) = torch.autograd.grad(_passed(model, points, at, read).sum(), points)
         total += gradient.double().sum(dim=0)
-    found: NDArray[np.float64] = ((path.end - path.start).double() * total / steps).sum(dim=-1).cpu().numpy()
+    return total
+
+
+def _along(path: _Path, gradient_LD: Tensor) -> NDArray[np.float64]:
+    """What each token's step along the path makes of the mean gradient [L]."""
+    found: NDArray[np.float64] = ((path.end - path.start).double() * gradient_LD).sum(dim=-1).cpu().numpy()
     return found
 
 

@@ -47,6 +47,20 @@ class Encoded:
     response: Piece | None
     names: tuple[str, ...]
 
+    def texts(self) -> tuple[str, ...]:
+        """The text that each token adds to those before it: empty for the later bytes of a character that is split over tokens.
+
+        White space that no token's offsets cover goes to the token after it. Where the tokenizer can't tell which characters a token covers, and for tokens
+        that it added by itself, the text is the token's name in the vocabulary.
+        """
+        if self.offsets is None:
+            return self.names
+        texts, reached = [], 0
+        for name, added, (_, end) in zip(self.names, self.added, self.offsets, strict=True):
+            texts.append(name if added else self.text[reached:end])
+            reached = max(reached, end)
+        return tuple(texts)
+
     def beginning(self, most: int) -> "Encoded":
         """The first tokens, `most` of them or all there are; the text stays whole."""
         offsets = None if self.offsets is None else self.offsets[:most]

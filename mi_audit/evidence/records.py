@@ -270,7 +270,7 @@ class AttributionRecord(Record):
     method: Name
     """`integrated_gradients` (Sundararajan et al. 2017, arXiv 1703.01365)."""
     baseline: Name
-    """Where the path starts: `mean`, every token's embedding replaced by the vocabulary's mean, or `zeros`; special tokens keep theirs."""
+    """Where the path starts: every token of the content replaced by a `space`, the `mean` embedding of the vocabulary, or `zeros`."""
     prompts: tuple[AttributedPrompt, ...]
     """The prompts in the order of `tokens.parquet`."""
 

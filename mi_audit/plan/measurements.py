@@ -45,8 +45,8 @@ class ReadSpec:
 
 
 Method = Literal["integrated_gradients"]
-Baseline = Literal["mean", "zeros"]
-"""Where the path of integrated gradients starts: every token's embedding replaced by the vocabulary's mean, or by zeros; special tokens keep theirs."""
+Baseline = Literal["space", "mean", "zeros"]
+"""Where the path of integrated gradients starts: every token of the content replaced by a space, by the vocabulary's mean embedding, or by zeros."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class AttributionSpec:
 
     reading: ReadSpec
     method: Method = "integrated_gradients"
-    baseline: Baseline = "mean"
+    baseline: Baseline = "space"
 
     def describe(self) -> dict[str, Json]:
         """JSON-ready description, part of the plan's digest."""

@@ -88,7 +88,7 @@ class Reading:
         """Standardised mean difference between the classes, Hedges' g (Hedges 1981)."""
         return self._estimate("effect_size")
 
-    def attribute(self, method: str = "integrated_gradients", *, baseline: str = "mean") -> Sequence["Attributed"]:
+    def attribute(self, method: str = "integrated_gradients", *, baseline: str = "space") -> Sequence["Attributed"]:
         """Attribute the scores of the prompts that score highest to their tokens, for the report: which tokens drive the detector.
 
         What is attributed is the score of a probe or direction, and of latents their pre-activation, since gradients don't go through the gates of activation
@@ -97,7 +97,8 @@ class Reading:
 
         Args:
             method: "integrated_gradients".
-            baseline: where the path starts: "mean", every token's embedding replaced by the vocabulary's mean, or "zeros". Special tokens keep theirs.
+            baseline: where the path starts: every token of the content replaced by a "space", by the "mean" embedding of the vocabulary, or by "zeros". The
+                content is the text, or a chat's last message and its response; the chat template's tokens, earlier messages and special tokens stay.
 
         Returns:
             the prompts, the one that scores highest first.

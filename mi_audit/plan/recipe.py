@@ -26,6 +26,7 @@ class Recipe:
         batch: activations in a step.
         learning_rate: of Adam, after a warm-up over a twentieth of the steps; it falls to 0 over the last fifth.
         seed: decides the first weights and the order of the activations.
+        dtype: of the weights that are saved; they are trained in float32.
     """
 
     architecture: Trained = "topk"
@@ -36,6 +37,7 @@ class Recipe:
     batch: int = 2048
     learning_rate: float = 1e-3
     seed: int = 0
+    dtype: Literal["float32", "float16"] = "float32"
 
     def __post_init__(self) -> None:
         if self.architecture not in get_args(Trained):
@@ -45,6 +47,8 @@ class Recipe:
                 raise PlanError(f"--{name} {getattr(self, name)}: give a whole number from 1")
         if self.architecture in COUNTED and self.k > self.width:
             raise PlanError(f"--k {self.k}: there are {self.width} latents")
+        if self.dtype not in ("float32", "float16"):
+            raise PlanError(f"--dtype {self.dtype}: give float32 or float16")
         if not self.sparsity > 0 or not self.learning_rate > 0:
             raise PlanError("--sparsity and --learning-rate are numbers above 0")
 

@@ -107,6 +107,14 @@ def _reach(table: pa.Table, centre: float) -> float:
     return reach or 1.0
 
 
+def cells(texts: Sequence[str], scores: NDArray[np.float64], centre: float, reach: float, sinks: NDArray[np.bool_]) -> tuple[Cell, ...]:
+    """A cell for each token, on a scale about `centre` that has full colour from `reach` away on; attention sinks are marked."""
+    levels = np.clip(np.rint((scores - centre) / (reach or 1.0) * LEVELS), -LEVELS, LEVELS).astype(int).tolist()
+    return tuple(
+        Cell(_shown(text), _figures(score), _looks(level, read=False, sink=sink)) for text, score, level, sink in zip(texts, scores, levels, sinks, strict=True)
+    )
+
+
 def _widest(table: pa.Table) -> float:
     """The attribution that has full colour: 95 % of the tokens' stay below it."""
     found = np.abs(np.asarray(table["attribution"].drop_null(), dtype=np.float64))

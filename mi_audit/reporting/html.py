@@ -27,12 +27,12 @@ def render(bundle_dir: Path) -> str:
         EvidenceError: the bundle can't be read or trusted, or a template is missing or malformed.
     """
     bundle, reports = store.read(bundle_dir), reports_dir()
-    environment = _environment(reports)
+    templates = environment(reports)
     scores = Scores(bundle)
     try:
-        policy = _policy(environment.get_template(_STYLE).render())
+        policy = policy_of(templates.get_template(_STYLE).render())
         for detail in DETAILS:
-            html = environment.get_template("report.html.j2").render(page=page(bundle, scores, reports, detail), policy=policy)
+            html = templates.get_template("report.html.j2").render(page=page(bundle, scores, reports, detail), policy=policy)
             if len(html.encode("utf-8")) <= MAX_BYTES:
                 return html
     except jinja2.TemplateSyntaxError as error:
@@ -42,7 +42,8 @@ def render(bundle_dir: Path) -> str:
     raise EvidenceError(f"{bundle_dir}: the report would take more than {MAX_BYTES} bytes; query the Parquet instead")
 
 
-def _environment(reports: Path) -> jinja2.Environment:
+def environment(reports: Path) -> jinja2.Environment:
+    """The templates of the folder of reports, with the filters that they use; everything that is printed is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(reports / "html"),
         autoescape=True,
@@ -73,7 +74,7 @@ def _finalize(value: Any) -> Any:
     return text.visible(value) if type(value) is str else value
 
 
-def _policy(style: str) -> str:
+def policy_of(style: str) -> str:
     """Content policy: nothing may load or run; the one style sheet is allowed by its hash."""
     digest = b64encode(hashlib.sha256(style.encode("utf-8")).digest()).decode()
     return f"default-src 'none'; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"

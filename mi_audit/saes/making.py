@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any, Final, Protocol
 
 import numpy as np
+from safetensors.torch import load_file, save_file
 
 from mi_audit import __version__
 from mi_audit.engine.batches import Ids
@@ -22,7 +23,7 @@ from mi_audit.plan.digest import Json, digest_of
 from mi_audit.plan.places import At
 from mi_audit.plan.recipe import COUNTED, Recipe
 from mi_audit.plan.sae_config import hook_name_of
-from mi_audit.plan.saes import CONFIG, spec_of
+from mi_audit.plan.saes import CONFIG, WEIGHTS, spec_of
 from mi_audit.saes.corpus import Corpus
 from mi_audit.saes.held_out import HeldOut, held_out
 from mi_audit.saes.spool import Spool
@@ -78,6 +79,7 @@ def make(model: LoadedModel, at: At, corpus: Corpus, recipe: Recipe, context: in
     fresh = out.with_name(f"{out.name}.new")
     shutil.rmtree(fresh, ignore_errors=True)
     trained.save_inference_model(fresh)
+    _cast(fresh, recipe)
     contexts = _streamed(model, corpus.held_out, at)
     quality = held_out(model, spec_of(fresh, str(out), model=model.ref), at, contexts, seen, _components(recipe, width))
     _publish(fresh, quality, recipe)
@@ -155,6 +157,15 @@ def _fill(spool: Spool, model: LoadedModel, at: At, corpus: Corpus, told: Told) 
 def _streamed(model: LoadedModel, prompts: Sequence[Ids], at: At) -> list[EveryToken]:
     with closing(stream(model, prompts, at)) as passing:
         return [each for batch in passing for each in batch]
+
+
+def _cast(folder: Path, recipe: Recipe) -> None:
+    """Save the weights in fewer digits, where that is asked for; they are measured as they are saved."""
+    if recipe.dtype == "float32":
+        return
+    weights, config = folder / WEIGHTS, folder / CONFIG
+    save_file({name: tensor.half() for name, tensor in load_file(weights).items()}, weights)
+    config.write_text(json.dumps(json.loads(config.read_text(encoding="utf-8")) | {"dtype": recipe.dtype}), encoding="utf-8")
 
 
 def _publish(folder: Path, quality: HeldOut, recipe: Recipe) -> None:

@@ -1,7 +1,7 @@
 """A model that knows four things of a text at once, six values each, and an SAE whose latents for these twenty-four concepts are known.
 
 Text: four letters, one of each kind, random digits, a semicolon. The model is trained to give the answers of all four letters at the semicolon, each with a
-probability of one quarter, so all four are in its activations there, one upon the other. Of the SAE's latents there, twenty-four are fitted to the concepts; the
+probability of one quarter, so all four are in its activations there, one upon the other. Of the SAE's latents there, twenty-four are fitted to concepts; the
 others see nothing of what tells concepts apart.
 """
 

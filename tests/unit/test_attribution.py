@@ -58,5 +58,5 @@ def test_a_path_that_is_not_long_enough_says_so(tiny_llama, direction, monkeypat
 
 
 def test_baselines_are_checked(tiny_llama, direction):
-    with pytest.raises(ValueError, match="baselines are mean, zeros, token"):
+    with pytest.raises(ValueError, match="baselines are token, mean, zeros"):
         integrated_gradients(tiny_llama, IDS, AT, at_last(direction), baseline="token")

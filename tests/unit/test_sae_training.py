@@ -145,7 +145,11 @@ def test_a_spool_forgets_what_was_not_noted(tmp_path):
 def test_text_that_can_not_be_read_is_named(model, tmp_path):
     (tmp_path / "short.txt").write_text("few words")
     (tmp_path / "latin.txt").write_bytes("Überall".encode("latin-1"))
-    for name, message in (("short.txt", "too few to hold some out"), ("latin.txt", "latin.txt is no UTF-8 text .byte 0"), ("none.txt", "none.txt can't be read")):
+    for name, message in (
+        ("short.txt", "too few to hold some out"),
+        ("latin.txt", "latin.txt is no UTF-8 text .byte 0"),
+        ("none.txt", "none.txt can't be read"),
+    ):
         with pytest.raises(PromptError, match=message):
             cut(model.tokenizer, [tmp_path / name], [], context=16, tokens=None, seed=0)
     with pytest.raises(PlanError, match="--k 200: there are 96 latents"):

@@ -6,7 +6,7 @@ import torch
 from safetensors.numpy import save_file
 
 from mi_audit.detectors.bench import Bench
-from mi_audit.detectors.token_scores import texts_of, token_scores
+from mi_audit.detectors.token_scores import token_scores
 from mi_audit.engine.tokens import encode
 from mi_audit.errors import DetectorError
 from mi_audit.model.load import load
@@ -83,7 +83,7 @@ def test_texts_joined_are_the_rendered_prompt(model):
     chat = Prompt("chat", messages=(Message("user", "  naïve 猫\n\tטוב 👩‍🚀 "),), response="So.")
     for prompt, added in ((chat, ()), (Prompt("text", text=" a 猫  b\n"), ("<s>",))):
         encoded = encode(model.tokenizer, prompt)
-        texts = texts_of(encoded)
+        texts = encoded.texts()
         assert texts[: len(added)] == added
         assert "".join(texts[len(added) :]) == encoded.text
         assert texts[texts.index("猫") :][1:3] == ("", "")
