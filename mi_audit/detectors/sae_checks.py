@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from mi_audit.detectors.controls import stream
 from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.encoding import encode_all
-from mi_audit.engine.every_token import every_token
 from mi_audit.engine.tokens import Encoded
 from mi_audit.errors import DetectorError
 from mi_audit.model.audited import AuditedModel
@@ -28,8 +27,11 @@ NEUTRAL: Final = "neutral_text"
 SAMPLE: Final = 128
 """Prompts of a suite, or all where there are fewer."""
 
-LONGEST: Final = 256
+LONGEST: Final = 128
 """Tokens of a neutral prompt, at most."""
+
+RECOVERED: Final = 64
+"""Tokens of a prompt on which it is measured what the model loses, at most, and one prompt of a group: each passes four times, to the end, with its logits."""
 
 _Sums = TypeVar("_Sums", Reconstruction, Recovery)
 
@@ -100,8 +102,8 @@ class SaeChecks:
         neutral, sample = self._neutral, self._sample(sae, read)
         groups, neutral_groups, alpha = [prompt.group for prompt in sample], neutral.groups(), self._alpha
         own, elsewhere = self._reconstruction(sae, read, sample), self._reconstruction(sae, neutral, neutral.prompts)
-        recovery = self._recovery(sae, neutral, elsewhere)
-        explained, recovered = own.explained_variance(groups, alpha), recovery.recovered(neutral_groups, alpha)
+        recovery, recovery_groups = self._recovery(sae, neutral, elsewhere), [prompt.group for prompt in _one_of_each(neutral)]
+        explained, recovered = own.explained_variance(groups, alpha), recovery.recovered(recovery_groups, alpha)
         floors = sae.floors
         below = [
             f"the SAE {sae.name} {said} ({_shown(found)}), the floor is {floor:g} ({name})"
@@ -123,8 +125,8 @@ class SaeChecks:
             dead=elsewhere.dead,
             dense=elsewhere.dense,
             loss_recovered=recovered,
-            loss_recovered_zero=recovery.recovered(neutral_groups, alpha, zero=True),
-            kl=recovery.divergence(neutral_groups, alpha),
+            loss_recovered_zero=recovery.recovered(recovery_groups, alpha, zero=True),
+            kl=recovery.divergence(recovery_groups, alpha),
             below=tuple(below),
         )
 
@@ -142,16 +144,17 @@ class SaeChecks:
             at = sae.at.in_model(self._model.n_layers)
 
             def compute() -> Reconstruction:
+                from mi_audit.engine.streaming import streamed
                 from mi_audit.saes.measuring import reconstruction
 
-                return reconstruction(sae, every_token(self._model, encoded, at, cache=self._cache))
+                return reconstruction(sae, streamed(self._model.loaded(), [each.ids for each in encoded], at))
 
             self._reconstructions[key] = self._kept(Reconstruction, sae, [each.ids for each in encoded], compute)
         return self._reconstructions[key]
 
     def _recovery(self, sae: SaeSpec, neutral: Suite, found: Reconstruction) -> Recovery:
         if sae not in self._recoveries:
-            ids = [each.ids for each in self._encoded(sae, neutral.prompts)]
+            ids = [each.ids[:RECOVERED] for each in self._encoded(sae, _one_of_each(neutral))]
             at, mean = sae.at.in_model(self._model.n_layers), found.sums.sum(axis=0) / found.tokens.sum()
 
             def compute() -> Recovery:
@@ -178,6 +181,11 @@ class SaeChecks:
         found = compute()
         self._cache.put(key, {each.name: np.ascontiguousarray(getattr(found, each.name)) for each in fields(found)})
         return found
+
+
+def _one_of_each(suite: Suite) -> list[Prompt]:
+    """The first prompt of every group."""
+    return list({prompt.group: prompt for prompt in reversed(suite.prompts)}.values())[::-1]
 
 
 def _shown(found: Measured) -> str:

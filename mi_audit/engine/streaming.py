@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mi_audit.model.loaded import LoadedModel
 
 
-def stream(model: "LoadedModel", prompts: Sequence[Ids], at: At, *, after: int = 0) -> Generator[list[EveryToken]]:
+def stream(model: "LoadedModel", prompts: Sequence[Ids], at: At, *, after: int = 0) -> Generator[list[tuple[int, EveryToken]]]:
     """Pass prompts through the decoder as far as a hook point, and give what every token has there.
 
     Whoever does not take all closes it: passes are under way.
@@ -37,7 +37,7 @@ def stream(model: "LoadedModel", prompts: Sequence[Ids], at: At, *, after: int =
         after: how many batches are left out, because they were taken before.
 
     Yields:
-        The prompts of a batch. The same prompts give the same batches.
+        The prompts of a batch, each with its number. The same prompts give the same batches.
 
     Raises:
         HookPointError: the model has no such hook point, or a pass did not come by it.
@@ -45,7 +45,7 @@ def stream(model: "LoadedModel", prompts: Sequence[Ids], at: At, *, after: int =
     """
     packing = replace(model.packing, shared_prefix=False)
     batches = plan_batches(prompts, packing, token_budget(model, sum(map(len, prompts))))[after:]
-    passing: deque[Future[list[EveryToken]]] = deque()
+    passing: deque[Future[list[tuple[int, EveryToken]]]] = deque()
     with closing(SideBySide(model, {at})) as threads:
         for batch in batches:
             passing.append(threads.start(partial(_read, model, threads.listening, batch, prompts, at)))
@@ -55,7 +55,14 @@ def stream(model: "LoadedModel", prompts: Sequence[Ids], at: At, *, after: int =
             yield passing.popleft().result()
 
 
-def _read(model: "LoadedModel", listening: Listening, batch: Batch, prompts: Sequence[Ids], at: At) -> list[EveryToken]:
+def streamed(model: "LoadedModel", prompts: Sequence[Ids], at: At) -> list[EveryToken]:
+    """What `stream` gives of all prompts, in their order. Raises as it does."""
+    with closing(stream(model, prompts, at)) as passing:
+        found = dict(pair for batch in passing for pair in batch)
+    return [found[number] for number in range(len(prompts))]
+
+
+def _read(model: "LoadedModel", listening: Listening, batch: Batch, prompts: Sequence[Ids], at: At) -> list[tuple[int, EveryToken]]:
     layout = Layout.of(batch, prompts, model.device)
     heard: list[Tensor] = []
 
@@ -72,6 +79,6 @@ def _read(model: "LoadedModel", listening: Listening, batch: Batch, prompts: Seq
     acts_BTD, sinks_BT = (each.numpy() for each in heard)
     lengths = [len(prompts[index]) for index in batch.prompts]
     return [
-        EveryToken(prompts[index], acts_BTD[row, :length].copy(), sinks_BT[row, :length].copy())
+        (index, EveryToken(prompts[index], acts_BTD[row, :length].copy(), sinks_BT[row, :length].copy()))
         for row, (index, length) in enumerate(zip(batch.prompts, lengths, strict=True))
     ]

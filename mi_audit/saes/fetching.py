@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn
-from unittest.mock import patch
 
 from mi_audit.errors import MissingDependencyError, ModelError, PlanError
 from mi_audit.model.cache import build_once, cache_dir
@@ -57,6 +56,7 @@ def _fetch(release: str, sae_id: str, folder: Path) -> None:
 @contextmanager
 def _nothing_pickled(where: str) -> Iterator[None]:
     """Some of sae-lens's loaders read checkpoints with torch.load, which may run what it reads; there is no option to keep them from it."""
+    import torch
 
     def refuse(*_: object, **__: object) -> NoReturn:
         raise PlanError(
@@ -64,8 +64,11 @@ def _nothing_pickled(where: str) -> Iterator[None]:
             " (SAE.from_pretrained(…).save_model(folder)) and give the folder"
         )
 
-    with patch("torch.load", refuse):
+    load, torch.load = torch.load, refuse
+    try:
         yield
+    finally:
+        torch.load = load
 
 
 def _publish(metadata: Any, release: Any, sae_id: str) -> None:

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-from collections.abc import Sequence
 from contextlib import closing
 from importlib import metadata
 from pathlib import Path
@@ -13,10 +12,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from mi_audit import __version__
-from mi_audit.engine.batches import Ids
-from mi_audit.engine.every_token import EveryToken
-from mi_audit.engine.streaming import stream
+from mi_audit.engine.streaming import stream, streamed
 from mi_audit.errors import DetectorError
 from mi_audit.model.loaded import LoadedModel
 from mi_audit.plan.digest import Json, digest_of
@@ -80,10 +76,10 @@ def make(model: LoadedModel, at: At, corpus: Corpus, recipe: Recipe, context: in
     shutil.rmtree(fresh, ignore_errors=True)
     trained.save_inference_model(fresh)
     _cast(fresh, recipe)
-    contexts = _streamed(model, corpus.held_out, at)
+    contexts = streamed(model, corpus.held_out, at)
     quality = held_out(model, spec_of(fresh, str(out), model=model.ref), at, contexts, seen, _components(recipe, width))
     _publish(fresh, quality, recipe)
-    versions: dict[str, Json] = {name: metadata.version(name) for name in ("sae-lens", "torch", "transformers")}
+    versions: dict[str, Json] = {name: metadata.version(name) for name in ("mi-audit", "sae-lens", "torch", "transformers")}
     card: dict[str, Json] = {
         "format": 1,
         "made_of": made_of,
@@ -94,7 +90,7 @@ def make(model: LoadedModel, at: At, corpus: Corpus, recipe: Recipe, context: in
         "sinks_left_out": sinks,
         "held_out": quality.describe(),
         "seconds": round(monotonic() - began, 1),
-        "versions": versions | {"mi-audit": __version__, "python": _python()},
+        "versions": versions | {"python": _python()},
     }
     (fresh / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
     fresh.rename(out)
@@ -146,17 +142,12 @@ def _fill(spool: Spool, model: LoadedModel, at: At, corpus: Corpus, told: Told) 
     spool.require_room(tokens)
     with closing(stream(model, corpus.train, at, after=spool.batches)) as passing:
         for batch in passing:
-            spool.append([each.activations[~each.sinks] for each in batch])
+            spool.append([each.activations[~each.sinks] for _, each in batch])
             told.passed(spool.rows, tokens)
             if spool.batches % _FLUSHED == 0:
                 spool.flush()
     spool.flush()
     return tokens - spool.rows
-
-
-def _streamed(model: LoadedModel, prompts: Sequence[Ids], at: At) -> list[EveryToken]:
-    with closing(stream(model, prompts, at)) as passing:
-        return [each for batch in passing for each in batch]
 
 
 def _cast(folder: Path, recipe: Recipe) -> None:

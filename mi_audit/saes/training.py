@@ -56,6 +56,7 @@ def train(spool: Spool, recipe: Recipe, metadata: dict[str, Any], folder: Path, 
         raise DetectorError(f"there are {spool.rows} activations to train on, less than a batch of {recipe.batch}; give more text, or a smaller --batch")
     sample = torch.from_numpy(spool.read(np.linspace(0, spool.rows - 1, min(SAMPLE, spool.rows)).astype(np.int64)))
     scale = sample.shape[1] ** 0.5 / float(sample.norm(dim=-1).mean())
+    torch.sparse.check_sparse_tensor_invariants.disable()  # type: ignore[no-untyped-call]  # the default; said aloud, it warns of nothing
     trainer = _trainer(recipe, sample.mean(dim=0) * scale, metadata)
     trainer.activation_scaler.scaling_factor = scale
     checkpoint = folder / f"checkpoint-{digest_of(recipe.describe())[:12]}"

@@ -47,7 +47,13 @@ def test_a_latent_is_shown_where_it_fires(tiny_llama, tmp_path):
     assert view.nearest[0] == (int(best), pytest.approx(float(rows[best] @ rows[3]), rel=1e-5))
     assert view.promoted[0][1] >= view.promoted[-1][1] > view.suppressed[-1][1] >= view.suppressed[0][1]
     page = render("<i>sae", "resid_post at layer 1", "tiny", view)
-    assert "<i>sae" not in page and "&lt;i&gt;sae" in page and "<li>&gt;" in page and "<script" not in page and page == render("<i>sae", "resid_post at layer 1", "tiny", view)
+    assert (
+        "<i>sae" not in page
+        and "&lt;i&gt;sae" in page
+        and "<li>&gt;" in page
+        and "<script" not in page
+        and page == render("<i>sae", "resid_post at layer 1", "tiny", view)
+    )
     with pytest.raises(DetectorError, match="latents 0 to 39, not 40"):
         look(tiny_llama, sae, 40, PROMPTS, None)
 

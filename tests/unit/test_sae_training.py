@@ -9,7 +9,7 @@ import torch
 from sae_lens import SAE
 
 import mi_audit as mi
-from mi_audit.engine.streaming import stream
+from mi_audit.engine.streaming import streamed
 from mi_audit.errors import DetectorError, PlanError, PromptError
 from mi_audit.model.load import load
 from mi_audit.plan.places import At
@@ -67,7 +67,7 @@ def test_contexts_are_held_out_in_stretches(corpus):
 def test_a_stream_gives_what_single_passes_give(model, corpus):
     from mi_audit.engine.forward import read_alone
 
-    for each in [each for batch in stream(model, corpus.held_out[:12], AT) for each in batch]:
+    for each in streamed(model, corpus.held_out[:12], AT):
         acts, sinks = read_alone(model, each.ids, AT)
         np.testing.assert_allclose(each.activations, acts, atol=2e-5)
         assert (each.sinks == sinks).all()
@@ -77,7 +77,7 @@ def test_what_is_said_of_it_is_so(made, model, corpus):
     """sae-lens's own encoder and decoder, on the held-out contexts."""
     out, quality, heard = made
     sae = SAE.load_from_disk(out)
-    kept = [each.activations[~each.sinks] for batch in stream(model, corpus.held_out, AT) for each in batch]
+    kept = [each.activations[~each.sinks] for each in streamed(model, corpus.held_out, AT)]
     acts = torch.from_numpy(np.concatenate(kept))
     with torch.no_grad():
         latents = sae.encode(acts)
