@@ -1,6 +1,6 @@
 """Search an SAE for latents, from a script or a notebook. Importing this module is free of torch."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from mi_audit.config import DEFAULT_MODEL, Settings
 from mi_audit.errors import PlanError
@@ -53,6 +53,18 @@ def find_latents(
     if not isinstance(sae, SaeSpec) or not isinstance(suite, Suite):
         raise PlanError(f"mi.find_latents({sae!r}, {suite!r}): give an SAE made with mi.sae(…) and a suite made with mi.suite(…)")
     chosen = Tokens.of(tokens)
+    if pooling not in get_args(Pooling):
+        raise PlanError(f"mi.find_latents(pooling={pooling!r}): known are {', '.join(get_args(Pooling))}")
+    for name, share in (("rate", rate), ("alpha", alpha)):
+        if not 0 < share < 1:
+            raise PlanError(f"mi.find_latents({name}={share!r}): give a number between 0 and 1")
+    if most < 1 or seed < 0:
+        raise PlanError(f"mi.find_latents(most={most!r}, seed={seed!r}): most is a whole number from 1, seed one from 0")
+    if sae.config.is_transcoder:
+        raise PlanError(f"mi.find_latents({sae.name}, …): a transcoder can't be searched yet: what it explains of the activations can't be measured")
+    for split in ("train", "test"):
+        if len(set(suite[split].labels())) < 2:
+            raise PlanError(f"mi.find_latents(…, {suite.name}): its {split} split holds one class only; name the class to be found with positive=")
     audited, cache, progress = open_audited(Settings(model=model or sae.model or DEFAULT_MODEL, device=device))
     from mi_audit.detectors.latent_search import search
 

@@ -56,7 +56,7 @@ def train(
     from mi_audit.plan.recipe import Recipe
 
     place = _place(at)
-    recipe = Recipe(architecture, width, k, sparsity, samples or 1, batch, learning_rate, seed, dtype)  # type: ignore[arg-type]
+    recipe = Recipe(architecture, width, k, sparsity, 1 if samples is None else samples, batch, learning_rate, seed, dtype)  # type: ignore[arg-type]
     texts = [*(text or []), *(more or [])]
     if not texts and not suite:
         raise PlanError("mi-audit sae train: give a text with --text, or a suite with --suite")
@@ -67,8 +67,12 @@ def train(
 
     suites = [_suite(name) for name in suite or []]
     loaded = load(model, device=device)
+    if loaded.max_length is not None and context > loaded.max_length:
+        raise PlanError(f"--context {context}: {loaded.ref} takes at most {loaded.max_length} tokens")
     corpus = cut(loaded.tokenizer, texts, suites, context=context, tokens=tokens, seed=seed)
-    recipe = replace(recipe, samples=samples or 3 * corpus.tokens)
+    recipe = replace(recipe, samples=3 * corpus.tokens if samples is None else samples)
+    if corpus.tokens < batch:
+        raise PlanError(f"--batch {batch}: there are {corpus.tokens} tokens to train on; give more text, or a smaller batch")
     typer.echo(
         f"{loaded.ref}, {place.in_model(loaded.n_layers)}: {corpus.tokens} tokens to train on, {sum(map(len, corpus.held_out))} held out;"
         f" {recipe.steps} steps of {recipe.batch} activations",

@@ -15,7 +15,7 @@ def find(
     sae: Annotated[str, typer.Argument(help="the SAE: a folder, a shipped one by name, or release/sae_id")],
     suite: Annotated[str, typer.Argument(help="a labelled suite: a file, or a shipped one by name")],
     positive: Annotated[str | None, typer.Option(help="the label of the positive class")] = None,
-    model: Annotated[str | None, typer.Option(help="the model; by default the SAE's, or the default model")] = None,
+    model: Annotated[str | None, typer.Option(help="the model, by the name that the SAE's metadata give it; by default the default model")] = None,
     tokens: Annotated[str, typer.Option(help="last, all or response")] = "last",
     pooling: Annotated[str, typer.Option(help="of several tokens: mean or max")] = "mean",
     rate: Annotated[float, typer.Option(help="of false discoveries among the candidates, at most")] = 0.05,
@@ -34,7 +34,7 @@ def find(
     from mi_audit.sae_sources import named
     from mi_audit.suites.suite import suite as read
 
-    spec = named(sae, Path.cwd(), model=model)
+    spec = named(sae, Path.cwd())
     prompts = read(str(Path(suite).absolute()) if Path(suite).exists() else suite, positive=positive)
     found = find_latents(
         spec,
@@ -54,12 +54,12 @@ def find(
 def _show(found: "FoundLatents") -> None:
     console = Console(highlight=False)
     console.print(
-        f"{found.alive} latents fire on the {found.discovered_on} prompts to discover on; {len(found.latents)} separate the labels there."
+        f"{found.alive} latents fire on the {found.discovered_on} prompts to discover on; {found.separate} separate the labels there."
         f" Held out: {found.confirmed_on} prompts; a probe on the raw activations reaches AUROC {found.probe_auroc:.3f},"
         f" the best latent of an SAE with a random encoder {found.random_sae_auroc:.3f}."
     )
     for reason in found.quality.below:
-        console.print(f"[yellow]{reason}: a claim on its latents is at best INCONCLUSIVE[/yellow]")
+        console.print(f"{reason}: a claim on its latents is at best INCONCLUSIVE", style="yellow", markup=False)
     if not found.latents:
         return
     table = Table(box=None, pad_edge=False)

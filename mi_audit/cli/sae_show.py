@@ -9,6 +9,7 @@ from rich.text import Text
 
 from mi_audit.config import DEFAULT_MODEL, Settings
 from mi_audit.errors import EvidenceError
+from mi_audit.reporting.text import visible
 
 if TYPE_CHECKING:
     from mi_audit.saes.looking import LatentView, Shown
@@ -22,7 +23,7 @@ def show(
     sae: Annotated[str, typer.Argument(help="the SAE: a folder, a shipped one by name, or release/sae_id")],
     latent: Annotated[int, typer.Argument(help="its number, from 0")],
     suite: Annotated[str, typer.Option(help="the suite over which it is read: a file, or a shipped one by name")] = "neutral_text",
-    model: Annotated[str | None, typer.Option(help="the model; by default the SAE's, or the default model")] = None,
+    model: Annotated[str | None, typer.Option(help="the model, by the name that the SAE's metadata give it; by default the default model")] = None,
     out: Annotated[Path | None, typer.Option(help="write a page here, e.g. latent.html")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, …")] = "auto",
 ) -> None:
@@ -35,7 +36,7 @@ def show(
     from mi_audit.sae_sources import named
     from mi_audit.suites.suite import suite as read
 
-    spec = named(sae, Path.cwd(), model=model)
+    spec = named(sae, Path.cwd())
     prompts = read(str(Path(suite).absolute()) if Path(suite).exists() else suite)
     audited, cache, _ = open_audited(Settings(model=model or spec.model or DEFAULT_MODEL, device=device))
     from mi_audit.detectors.sae_checks import require_match
@@ -79,7 +80,7 @@ def _strip(shown: "Shown") -> Text:
     line = Text(f"\n{shown.prompt}  highest {shown.highest:.3g}\n", style="bold")
     for position in range(start, min(start + _LONGEST, len(shown.texts))):
         share = 0.0 if shown.sinks[position] or shown.highest <= 0 else max(0.0, float(shown.values[position]) / shown.highest)
-        text = shown.texts[position].replace("\n", "↵")
+        text = visible(shown.texts[position].replace("\n", "↵"))
         line.append(text, style="not bold" if share == 0 else f"not bold black on rgb(255,{int(235 - 115 * share)},{int(205 - 175 * share)})")
         if position == middle:
             line.append(f"⟨{shown.values[position]:.3g}⟩", style="not bold dim")

@@ -80,6 +80,7 @@ def _attributed(
             "fitted": digest_of({"bytes": detector.to_bytes().hex()}),
             "ids": list(encoded.ids),
             "positions": positions.tolist(),
+            "form": [*form(encoded)],
         }
     )[:40]
     known = {} if cache is None else cache.tensors(key)

@@ -75,6 +75,7 @@ class FoundLatents:
     Attributes:
         latents: the candidates.
         alive: latents that fire on any discovery prompt, of all that were searched.
+        separate: how many separate the labels there; the candidates are the best of them.
         discovered_on, confirmed_on: prompts of the two halves.
         probe_auroc, random_sae_auroc: held-out, of what the candidates are held against.
         quality: of the SAE on the suite.
@@ -82,6 +83,7 @@ class FoundLatents:
 
     latents: tuple[FoundLatent, ...]
     alive: int
+    separate: int
     discovered_on: int
     confirmed_on: int
     probe_auroc: float
@@ -140,21 +142,23 @@ def search(
     half = _Half(labels, groups, rows)
     values = read.vectors(own).astype(np.float64)
     found = half.discover(values, rate, stream(seed, "discovery", sae.digest, suite.digest))
-    found = Candidates(found.columns[:most], found.aurocs[:most], found.q[:most], found.best)
+    separate = len(found.columns)
+    found = Candidates(found.columns[:most], found.aurocs[:most], found.q[:most])
     probe = _probe(read.vectors(raw).astype(np.float64), half)
     other = read.vectors(random_sae).astype(np.float64)
-    best_random = half.discover(other, rate, stream(seed, "discovery of random", sae.digest, suite.digest)).best
+    best_random = half.best(other)
     confirmed = half.confirm(values[:, found.columns], alpha, stream(seed, "confirmation", sae.digest, suite.digest))
-    firing = checks.firing(sae)
-    looked = _Looked(model, sae, suite, values, half, firing, read.n_tokens.astype(np.float64), cache)
+    firing, quality = checks.firing(sae), checks.quality(sae, suite)
+    looked = _Looked(model, sae, suite, values, half, firing, quality, read.n_tokens.astype(np.float64), cache)
     return FoundLatents(
         latents=tuple(_judged(looked, found, confirmed, number, other[:, best_random], probe, alpha, seed) for number in range(len(found.columns))),
         alive=int((values[~rows] != 0).any(axis=0).sum()),
+        separate=separate,
         discovered_on=int((~rows).sum()),
         confirmed_on=int(rows.sum()),
         probe_auroc=half.held_auroc(probe),
         random_sae_auroc=half.held_auroc(other[:, best_random]),
-        quality=checks.quality(sae, suite),
+        quality=quality,
     )
 
 
@@ -171,6 +175,10 @@ class _Half:
 
     def confirm(self, values: Floats, alpha: float, random: np.random.Generator) -> Confirmation:
         return confirm(values[self.held], self.labels[self.held], tuple(self.groups[self.held].tolist()), alpha=alpha, random=random)
+
+    def best(self, values: Floats) -> int:
+        """The column that is highest where labels are true among the discovery prompts; the first where nothing fires."""
+        return int(np.argmax(aurocs(values[~self.held], self.labels[None, ~self.held])[0]))
 
     def held_auroc(self, scores: Floats) -> float:
         return float(aurocs(scores[self.held, None], self.labels[None, self.held])[0, 0])
@@ -190,10 +198,11 @@ class _Looked:
         values: Floats,
         half: _Half,
         firing: Floats,
+        quality: SaeQuality,
         n_tokens: Floats,
         cache: ActivationCache | None,
     ) -> None:
-        self.values, self.half, self.firing, self.n_tokens = values, half, firing, n_tokens
+        self.values, self.half, self.firing, self.quality, self.n_tokens = values, half, firing, quality, n_tokens
         rows = weights_of(sae).W_dec.numpy().astype(np.float64)
         self._decoder = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         step = max(1, len(suite) // LOOKED_AT)
@@ -237,7 +246,7 @@ def _judged(
     random_p = rank(float(confirmed.aurocs[number]), aurocs(values[half.held][:, drawn], half.labels[None, half.held])[0])
     over_random, over_probe = half.difference(values[:, latent], random_sae, alpha), half.difference(values[:, latent], probe, alpha)
     said = tracks(values[:, latent], half.labels, looked.n_tokens, looked.firings(latent), bool(looked.firing[latent] > DENSE))
-    weak = []
+    weak = list(looked.quality.below)
     if not confirmed.confirmed[number]:
         weak.append("not confirmed on the held-out prompts")
     if random_p > alpha:

@@ -72,7 +72,7 @@ class SaeChecks:
     def __init__(self, model: AuditedModel, alpha: float, seed: int, cache: ActivationCache | None) -> None:
         self._model, self._alpha, self._seed, self._cache = model, alpha, seed, cache
         self._qualities: dict[tuple[SaeSpec, str], SaeQuality] = {}
-        self._reconstructions: dict[tuple[SaeSpec, str], Reconstruction] = {}
+        self._reconstructions: dict[tuple[SaeSpec, tuple[tuple[int, ...], ...]], Reconstruction] = {}
         self._recoveries: dict[SaeSpec, Recovery] = {}
 
     def quality(self, sae: SaeSpec, read: Suite) -> SaeQuality:
@@ -90,7 +90,7 @@ class SaeChecks:
     def firing(self, sae: SaeSpec) -> Floats:
         """At which share of the neutral text's tokens each latent fires [d_sae]. Raises as `quality`."""
         neutral = self._neutral
-        found = self._reconstruction(sae, neutral, neutral.prompts)
+        found = self._reconstruction(sae, neutral.prompts, neutral=True)
         shares: Floats = found.fires / found.tokens.sum()
         return shares
 
@@ -101,7 +101,7 @@ class SaeChecks:
     def _measured(self, sae: SaeSpec, read: Suite) -> SaeQuality:
         neutral, sample = self._neutral, self._sample(sae, read)
         groups, neutral_groups, alpha = [prompt.group for prompt in sample], neutral.groups(), self._alpha
-        own, elsewhere = self._reconstruction(sae, read, sample), self._reconstruction(sae, neutral, neutral.prompts)
+        own, elsewhere = self._reconstruction(sae, sample), self._reconstruction(sae, neutral.prompts, neutral=True)
         recovery, recovery_groups = self._recovery(sae, neutral, elsewhere), [prompt.group for prompt in _one_of_each(neutral)]
         explained, recovered = own.explained_variance(groups, alpha), recovery.recovered(recovery_groups, alpha)
         floors = sae.floors
@@ -137,20 +137,20 @@ class SaeChecks:
         rows = stream(self._seed, "sae", sae.digest, read.digest).choice(len(read), SAMPLE, replace=False)
         return [read.prompts[row] for row in sorted(rows.tolist())]
 
-    def _reconstruction(self, sae: SaeSpec, read: Suite, prompts: Sequence[Prompt]) -> Reconstruction:
-        key = (sae, read.digest)
-        if key not in self._reconstructions:
-            encoded = self._encoded(sae, prompts) if read is self._neutral else list(encode_all(self._model, prompts, self._cache))
+    def _reconstruction(self, sae: SaeSpec, prompts: Sequence[Prompt], *, neutral: bool = False) -> Reconstruction:
+        encoded = self._encoded(sae, prompts) if neutral else list(encode_all(self._model, prompts, self._cache))
+        ids = tuple(each.ids for each in encoded)
+        if (sae, ids) not in self._reconstructions:
             at = sae.at.in_model(self._model.n_layers)
 
             def compute() -> Reconstruction:
                 from mi_audit.engine.streaming import streamed
                 from mi_audit.saes.measuring import reconstruction
 
-                return reconstruction(sae, streamed(self._model.loaded(), [each.ids for each in encoded], at))
+                return reconstruction(sae, streamed(self._model.loaded(), ids, at))
 
-            self._reconstructions[key] = self._kept(Reconstruction, sae, [each.ids for each in encoded], compute)
-        return self._reconstructions[key]
+            self._reconstructions[sae, ids] = self._kept(Reconstruction, sae, ids, compute)
+        return self._reconstructions[sae, ids]
 
     def _recovery(self, sae: SaeSpec, neutral: Suite, found: Reconstruction) -> Recovery:
         if sae not in self._recoveries:
@@ -174,7 +174,9 @@ class SaeChecks:
         """The sums over these prompts, from the cache where they are there."""
         if self._cache is None:
             return compute()
-        key = digest_of({"sae": sae.digest, "at": str(sae.at), "sums": kind.__name__, "prompts": [list(each) for each in ids]})[:40]
+        key = digest_of(
+            {"sae": sae.digest, "config": sae.config.describe(), "at": str(sae.at), "sums": kind.__name__, "prompts": [list(each) for each in ids]}
+        )[:40]
         known = self._cache.tensors(key)
         if _fits(kind, known, len(ids)):
             return kind(**known)

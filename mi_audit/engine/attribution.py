@@ -78,7 +78,7 @@ def integrated_gradients(
 
     Raises:
         HookPointError: the model has no such hook point, or the pass did not come by it.
-        PromptError: the prompt does not fit into the device's memory, or the number is not finite.
+        PromptError: the prompt does not fit into the device's memory, or the number or its gradient is not finite.
         ValueError: an unknown baseline, or `token` without one.
     """
     if baseline not in get_args(Baseline) or (baseline == "token") != (token is not None):
@@ -93,6 +93,8 @@ def integrated_gradients(
     gradients = torch.zeros_like(path.end, dtype=torch.float64)
     while True:
         gradients += _gradients(model, path, at, read, (numbers + 0.5) / steps)
+        if not torch.isfinite(gradients).all():
+            raise PromptError("the gradient of what is to be attributed is not finite on this prompt; load the model with dtype='float32'")
         found = Attribution(_along(path, gradients / steps), value, start, steps)
         if found.complete or 3 * steps > MOST:
             return found

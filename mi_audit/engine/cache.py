@@ -30,8 +30,8 @@ from mi_audit.model.audited import AuditedModel
 from mi_audit.model.cache import ENVIRONMENT, write_whole
 from mi_audit.plan.digest import Json, digest_of, digest_of_code
 
-CODE: Final = ("engine", "model")
-"""Our packages by which prompts become activations."""
+CODE: Final = ("engine", "model", "saes")
+"""Our packages by which prompts become activations, and these latents."""
 
 MAX_FILE: Final = 2**31
 _COLUMNS: Final = ("vectors", "token_index", "kept", "excluded")

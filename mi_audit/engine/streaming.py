@@ -43,8 +43,7 @@ def stream(model: "LoadedModel", prompts: Sequence[Ids], at: At, *, after: int =
         HookPointError: the model has no such hook point, or a pass did not come by it.
         PromptError: a batch does not fit into the device's memory.
     """
-    packing = replace(model.packing, shared_prefix=False)
-    batches = plan_batches(prompts, packing, token_budget(model, sum(map(len, prompts))))[after:]
+    batches = batches_of(model, prompts)[after:]
     passing: deque[Future[list[tuple[int, EveryToken]]]] = deque()
     with closing(SideBySide(model, {at})) as threads:
         for batch in batches:
@@ -53,6 +52,11 @@ def stream(model: "LoadedModel", prompts: Sequence[Ids], at: At, *, after: int =
                 yield passing.popleft().result()
         while passing:
             yield passing.popleft().result()
+
+
+def batches_of(model: "LoadedModel", prompts: Sequence[Ids]) -> list[Batch]:
+    """The batches in which `stream` passes prompts; on another device they may be others."""
+    return plan_batches(prompts, replace(model.packing, shared_prefix=False), token_budget(model, sum(map(len, prompts))))
 
 
 def streamed(model: "LoadedModel", prompts: Sequence[Ids], at: At) -> list[EveryToken]:

@@ -5,10 +5,12 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mi_audit.errors import PlanError
-from mi_audit.plan.detectors import DetectorSpec, FalsePositiveRate, frozen_threshold, require_name
+from mi_audit.plan.detectors import DetectorSpec, FalsePositiveRate, describe_suite, frozen_threshold, negatives_of, require_name
 from mi_audit.plan.digest import Json
 from mi_audit.plan.places import At, Tokens
 from mi_audit.plan.saes import SaeSpec
+from mi_audit.suites.prompt import Prompt
+from mi_audit.suites.suite import Suite
 
 Combine = Literal["sum", "max", "any"]
 """How the latents of a group become one number at a token: their sum, the highest, or 1 where any of them fires and 0 where none does."""
@@ -26,6 +28,17 @@ class LatentSpec(DetectorSpec):
     latents: tuple[int, ...]
     combine: Combine
     pooling: Pooling
+    found_on: tuple[Suite, ...] = ()
+
+    @property
+    def seen(self) -> tuple[tuple[str, Suite], ...]:
+        """See `DetectorSpec.seen`; what its latents were found on is seen too."""
+        return (*super().seen, *(("its latents were found on", suite) for suite in self.found_on))
+
+    @property
+    def learning(self) -> tuple[tuple[Prompt, ...], ...]:
+        """The negatives that calibrate it; see `DetectorSpec.learning`."""
+        return (negatives_of(self.threshold.on),) if isinstance(self.threshold, FalsePositiveRate) else ()
 
     @property
     def point(self) -> str:
@@ -37,7 +50,13 @@ class LatentSpec(DetectorSpec):
         return (self.sae.at.in_model(n_layers),)
 
     def _own(self) -> dict[str, Json]:
-        return {"sae": self.sae.describe(), "latents": list(self.latents), "combine": self.combine, "pooling": self.pooling}
+        return {
+            "sae": self.sae.describe(),
+            "latents": list(self.latents),
+            "combine": self.combine,
+            "pooling": self.pooling,
+            "found_on": [describe_suite(suite) for suite in self.found_on],
+        }
 
     def __str__(self) -> str:
         what = f"latent {self.latents[0]}" if len(self.latents) == 1 else f"{self.combine} of the latents {', '.join(map(str, self.latents))}"
@@ -52,6 +71,7 @@ def latent(
     tokens: str | Tokens = "last",
     pooling: Pooling = "mean",
     threshold: FalsePositiveRate | float | None = 0.0,
+    found_on: Suite | Sequence[Suite] = (),
 ) -> LatentSpec:
     """Declare a latent of a sparse autoencoder as a detector; its score is the latent's activation.
 
@@ -62,11 +82,12 @@ def latent(
         tokens: as for `mi.probe`.
         pooling: how the activations at several tokens become the prompt's score: their mean, or the highest.
         threshold: as for `mi.probe`; by default 0, above which a latent fires.
+        found_on: the suites by which it was chosen among others, by `mi.find_latents` or by hand; no claim may be tested on them.
 
     Raises:
         PlanError: an argument is of the wrong kind, or the SAE has no such latent.
     """
-    return _declared("mi.latent", sae, (index,), "sum", name, tokens, pooling, threshold)
+    return _declared("mi.latent", sae, (index,), "sum", name, tokens, pooling, threshold, found_on)
 
 
 def latent_group(
@@ -78,6 +99,7 @@ def latent_group(
     tokens: str | Tokens = "last",
     pooling: Pooling = "mean",
     threshold: FalsePositiveRate | float | None = 0.0,
+    found_on: Suite | Sequence[Suite] = (),
 ) -> LatentSpec:
     """Declare several latents of a sparse autoencoder as one detector, for a feature that was split over them.
 
@@ -89,6 +111,7 @@ def latent_group(
         tokens: as for `mi.probe`.
         pooling: as for `mi.latent`.
         threshold: as for `mi.probe`; by default 0.
+        found_on: as for `mi.latent`.
 
     Raises:
         PlanError: an argument is of the wrong kind, or the SAE has no such latents.
@@ -97,7 +120,7 @@ def latent_group(
         raise PlanError(f"mi.latent_group({name!r}): give two latents or more; a single one is declared with mi.latent")
     if combine not in get_args(Combine):
         raise PlanError(f"mi.latent_group({name!r}, combine={combine!r}): known are {', '.join(get_args(Combine))}")
-    return _declared("mi.latent_group", sae, tuple(indices), combine, name, tokens, pooling, threshold)
+    return _declared("mi.latent_group", sae, tuple(indices), combine, name, tokens, pooling, threshold, found_on)
 
 
 def _declared(
@@ -109,6 +132,7 @@ def _declared(
     tokens: str | Tokens,
     pooling: Pooling,
     threshold: FalsePositiveRate | float | None,
+    found_on: Suite | Sequence[Suite],
 ) -> LatentSpec:
     require_name(name, function)
     if not isinstance(sae, SaeSpec):
@@ -124,4 +148,7 @@ def _declared(
         raise PlanError(f"{function}({name!r}, pooling={pooling!r}): known are {', '.join(get_args(Pooling))}")
     frozen = frozen_threshold(threshold, f"{function}({name!r}, threshold=…)")
     chosen = Tokens.of(tokens)
-    return LatentSpec(name, chosen, frozen, method=None, fit=None, sae=sae, latents=tuple(latents), combine=combine, pooling=pooling)
+    suites = (found_on,) if isinstance(found_on, Suite) else tuple(found_on)
+    if not all(isinstance(suite, Suite) for suite in suites):
+        raise PlanError(f"{function}({name!r}, found_on={found_on!r}): give a suite made with mi.suite(…), or several")
+    return LatentSpec(name, chosen, frozen, method=None, fit=None, sae=sae, latents=tuple(latents), combine=combine, pooling=pooling, found_on=suites)

@@ -93,7 +93,7 @@ class Reading:
 
         What is attributed is the score of a probe or direction, and of latents their pre-activation, since gradients don't go through the gates of activation
         functions. Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365): from a baseline to the prompt the gradient at the token embeddings is
-        summed by the midpoint rule, in as many steps as leave over at most 1 % of the difference, or 2 048; what is left over is in the evidence.
+        summed by the midpoint rule, in as many steps as leave over at most 1 % of the difference, or 2 187; what is left over is in the evidence.
 
         Args:
             method: "integrated_gradients".
@@ -110,6 +110,8 @@ class Reading:
             raise PlanError(f"attribute(method={method!r}): known are {', '.join(get_args(Method))}")
         if baseline not in get_args(Baseline):
             raise PlanError(f"attribute(baseline={baseline!r}): known are {', '.join(get_args(Baseline))}")
+        if self.spec.detector.point == "embed":
+            raise PlanError(f"attribute() of {self.spec}: it reads the embedding itself, where every token has to do with its own number alone")
         return self._attribute(AttributionSpec(self.spec, cast(Method, method), cast(Baseline, baseline)))
 
     def __getattr__(self, name: str) -> NoReturn:

@@ -47,6 +47,8 @@ class Recipe:
                 raise PlanError(f"--{name} {getattr(self, name)}: give a whole number from 1")
         if self.architecture in COUNTED and self.k > self.width:
             raise PlanError(f"--k {self.k}: there are {self.width} latents")
+        if self.seed < 0:
+            raise PlanError(f"--seed {self.seed}: give a whole number from 0")
         if self.dtype not in ("float32", "float16"):
             raise PlanError(f"--dtype {self.dtype}: give float32 or float16")
         if not self.sparsity > 0 or not self.learning_rate > 0:

@@ -16,7 +16,6 @@ from mi_audit.plan.places import HOOK_POINTS, At
 Architecture = Literal["standard", "gated", "jumprelu", "topk", "abstopk", "transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"]
 """Those whose encoder is one matrix product and an activation: read straight from their files."""
 
-THROUGH_SAE_LENS: Final = ("temporal", "matching_pursuit")
 Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
 
 _LARGEST: Final = 2**24
@@ -191,8 +190,8 @@ class _Reader:
                 raise self._flaw("activation_fn", f"{activation!r} is not known; known are 'relu' and 'topk'")
         if name in ("topk", "abstopk"):
             return name, self._count("k")
-        if name not in (*get_args(Architecture), *THROUGH_SAE_LENS):
-            raise self._flaw("architecture", f"{name!r} is not known; known are {', '.join((*get_args(Architecture), *THROUGH_SAE_LENS))}")
+        if name not in get_args(Architecture):
+            raise self._flaw("architecture", f"{name!r} can't be read; what can is {', '.join(get_args(Architecture))}")
         assert name is not None
         return name, None
 

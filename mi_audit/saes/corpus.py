@@ -24,6 +24,8 @@ STRETCH: Final = 8
 """Contexts of a text that follow each other and are held out, or not, together: only the ends of a stretch continue what the SAE was trained on."""
 FEWEST: Final = 8
 """Contexts held out, at least: fewer tell nothing."""
+SHORTEST: Final = 16
+"""Tokens of a text's last context, at least."""
 MOST: Final = 400
 """Contexts held out, at most: they stand in memory."""
 
@@ -82,17 +84,26 @@ def cut(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[Path], suites: Seq
     for each in suites:
         groups = sorted(set(each.groups()))
         apart = {groups[index] for index in random.permutation(len(groups))[: max(1, len(groups) // HELD_OUT)]}
+        if len(groups) < 2:
+            raise PromptError(f"{each.name} has one group only, so none can be held out and the others trained on; give its prompts groups")
         prompts = [(prompt.group in apart, encode(tokenizer, prompt).ids[:context]) for prompt in each.prompts]
         _share_out(prompts, train, held)
         sources.append(Source(each.name, each.digest, sum(len(ids) for _, ids in prompts)))
     read = [(path, *_contexts(tokenizer, path, prefix, context)) for path in texts]
     left = None if tokens is None else max(0, tokens - sum(source.tokens for source in sources)) // context
     chosen = _chosen([len(contexts) for _, _, contexts in read], left, random)
+    before = 0
     for (path, digest, contexts), taken in zip(read, chosen, strict=True):
-        _share_out([(number // STRETCH % HELD_OUT == HELD_OUT // 2, contexts[number]) for number in taken], train, held)
-        sources.append(Source(path.name, digest, len(taken) * context))
+        _share_out([((before + number) // STRETCH % HELD_OUT == HELD_OUT // 2, contexts[number]) for number in taken], train, held)
+        sources.append(Source(path.name, digest, sum(len(contexts[number]) for number in taken)))
+        before += len(contexts)
+    seen = set(train)
+    held = [ids for ids in held if ids not in seen and len(ids) > 1]
     if len(held) < FEWEST or not train:
-        raise PromptError(f"{len(train) + len(held)} contexts of {context} tokens are too few to hold some out; give more text, or a shorter --context")
+        raise PromptError(
+            f"of {len(train) + len(held)} contexts of up to {context} tokens {len(held)} could be held out, and {FEWEST} have to be: of texts every"
+            f" {HELD_OUT}th stretch of {STRETCH} contexts is, of a suite every {HELD_OUT}th group; give more text, or a shorter --context"
+        )
     order = random.permutation(len(held))[:MOST]
     return Corpus(tuple(train), tuple(held[index] for index in sorted(order.tolist())), tuple(sources), bool(prefix))
 
@@ -110,7 +121,7 @@ def _added(tokenizer: "PreTrainedTokenizerBase") -> Ids:
 
 
 def _contexts(tokenizer: "PreTrainedTokenizerBase", path: Path, prefix: Ids, context: int) -> tuple[str, list[Ids]]:
-    """The digest of a file and its contexts, in its order; what is left at its end is too short and left out."""
+    """The digest of a file and its contexts, in its order; a shorter one at its end counts from `SHORTEST` tokens on."""
     try:
         content = path.read_bytes()
         text = content.decode("utf-8")
@@ -122,7 +133,8 @@ def _contexts(tokenizer: "PreTrainedTokenizerBase", path: Path, prefix: Ids, con
     for part in _parts(text):
         ids += tokenizer(part, add_special_tokens=False, verbose=False)["input_ids"]
     own = context - len(prefix)
-    return sha256(content).hexdigest(), [(*prefix, *ids[start : start + own]) for start in range(0, len(ids) - own + 1, own)]
+    starts = [start for start in range(0, len(ids), own) if len(ids) - start >= min(own, SHORTEST)]
+    return sha256(content).hexdigest(), [(*prefix, *ids[start : start + own]) for start in starts]
 
 
 def _parts(text: str) -> Iterator[str]:

@@ -40,7 +40,10 @@ def _fetch(release: str, sae_id: str, folder: Path) -> None:
         repository, _, sae_id = sae_id.partition("/")
         release = f"{release}/{repository}"
         if not sae_id:
-            raise PlanError(f"{where}: sae-lens's registry has no release {release.partition('/')[0]!r}, and a hub repository is named owner/repository/folder")
+            raise PlanError(
+                f"{where}: there is no such folder, sae-lens's registry has no release {release.partition('/')[0]!r}, and a hub repository is named"
+                " owner/repository/folder"
+            )
     elif sae_id not in directory[release].saes_map:
         some = list(directory[release].saes_map)
         raise PlanError(f"{where}: the release has no {sae_id!r}; it has {', '.join(some[:5])}{', …' if len(some) > 5 else ''}")

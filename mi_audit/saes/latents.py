@@ -31,7 +31,8 @@ class LatentGroups:
     def key(self) -> str:
         """Digest of the SAE's files, the latents and how they become one number."""
         groups: list[Json] = [list(group) for group in self.groups]
-        return digest_of({"sae": self.sae.digest, "groups": groups, "combine": self.combine, "pooling": self.pooling})[:40]
+        described: dict[str, Json] = {"sae": self.sae.digest, "config": self.sae.config.describe(), "groups": groups}
+        return digest_of(described | {"combine": self.combine, "pooling": self.pooling})[:40]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LatentGroups) and self.key == other.key

@@ -12,7 +12,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 from safetensors.torch import load_file, save_file
 
-from mi_audit.engine.streaming import stream, streamed
+from mi_audit.engine.streaming import batches_of, stream, streamed
 from mi_audit.errors import DetectorError
 from mi_audit.model.loaded import LoadedModel
 from mi_audit.plan.digest import Json, digest_of
@@ -110,7 +110,11 @@ def _python() -> str:
 def _made_of(model: LoadedModel, at: At, corpus: Corpus) -> dict[str, Json]:
     """All that decides what the activations are, but for the versions of the software. With another recipe those that stand on disk are taken again."""
     tokens = digest_of({"train": [list(ids) for ids in corpus.train], "held_out": [list(ids) for ids in corpus.held_out]})
+    rows: list[Json] = [[list(row) for row in batch.rows] for batch in batches_of(model, corpus.train)]
+    batches = digest_of({"rows": rows})
     return {
+        "batches": batches,
+        "processor": model.processor,
         "model": model.ref,
         "model_root": model.identity.root,
         "dtype": model.identity.dtype,
@@ -142,12 +146,14 @@ def _fill(spool: Spool, model: LoadedModel, at: At, corpus: Corpus, told: Told) 
     spool.require_room(tokens)
     with closing(stream(model, corpus.train, at, after=spool.batches)) as passing:
         for batch in passing:
-            spool.append([each.activations[~each.sinks] for _, each in batch])
+            spool.append([each.activations[~each.sinks] for _, each in batch], sum(int(each.sinks.sum()) for _, each in batch))
             told.passed(spool.rows, tokens)
             if spool.batches % _FLUSHED == 0:
                 spool.flush()
     spool.flush()
-    return tokens - spool.rows
+    if spool.rows + spool.left_out != tokens:
+        raise DetectorError(f"{spool.rows + spool.left_out} of {tokens} tokens stand on disk; remove the folder of what is under way and train again")
+    return spool.left_out
 
 
 def _cast(folder: Path, recipe: Recipe) -> None:

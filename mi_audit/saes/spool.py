@@ -31,7 +31,7 @@ class Spool:
             self._file = os.open(folder / _ROWS, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             raise DetectorError(f"{folder} can't be written: {error.strerror}") from error
-        self.batches, self.rows = self._known()
+        self.batches, self.rows, self.left_out = self._known()
         os.ftruncate(self._file, self.rows * self._bytes)
 
     def __enter__(self) -> Self:
@@ -53,8 +53,8 @@ class Spool:
                 " give fewer --tokens, or an --out on a larger disk"
             )
 
-    def append(self, batch: Sequence[NDArray[np.float32]]) -> None:
-        """Write the rows of a batch. Raises DetectorError where they can't be written; what was there before stays."""
+    def append(self, batch: Sequence[NDArray[np.float32]], left_out: int = 0) -> None:
+        """Write the rows of a batch, of whose tokens so many are left out. Raises DetectorError where they can't be written; what was there before stays."""
         rows = np.concatenate(batch) if batch else np.empty((0, self._width), dtype=np.float32)
         content = np.ascontiguousarray(rows, dtype=np.float32).tobytes()
         try:
@@ -64,6 +64,7 @@ class Spool:
         except OSError as error:
             raise DetectorError(f"the activations can't be written to {self._folder}: {error.strerror}") from error
         self.rows += len(rows)
+        self.left_out += left_out
         self.batches += 1
 
     def flush(self) -> None:
@@ -71,7 +72,7 @@ class Spool:
         try:
             os.fsync(self._file)
             fresh = self._folder / f"{_STATE}.new"
-            fresh.write_text(json.dumps({"batches": self.batches, "rows": self.rows}))
+            fresh.write_text(json.dumps({"batches": self.batches, "rows": self.rows, "left_out": self.left_out}))
             fresh.replace(self._folder / _STATE)
         except OSError as error:
             raise DetectorError(f"the activations can't be written to {self._folder}: {error.strerror}") from error
@@ -84,14 +85,14 @@ class Spool:
                 raise DetectorError(f"{self._folder / _ROWS} is shorter than it was; remove the folder and train again")
         return found
 
-    def _known(self) -> tuple[int, int]:
+    def _known(self) -> tuple[int, int, int]:
         try:
             state = json.loads((self._folder / _STATE).read_text())
-            batches, rows = state["batches"], state["rows"]
+            batches, rows, left_out = state["batches"], state["rows"], state["left_out"]
         except FileNotFoundError:
-            return 0, 0
-        except (ValueError, TypeError, KeyError) as error:
+            return 0, 0, 0
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise DetectorError(f"{self._folder / _STATE} is damaged ({error}); remove the folder and train again") from error
-        if not isinstance(batches, int) or not isinstance(rows, int) or rows * self._bytes > os.fstat(self._file).st_size:
+        if not all(isinstance(count, int) and count >= 0 for count in (batches, rows, left_out)) or rows * self._bytes > os.fstat(self._file).st_size:
             raise DetectorError(f"{self._folder / _STATE} says more than is there; remove the folder and train again")
-        return batches, rows
+        return batches, rows, left_out

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from mi_audit.errors import DetectorError
@@ -150,12 +151,12 @@ def _save(trainer: "SAETrainer[Any, Any]", last: Path) -> None:
     try:
         shutil.rmtree(fresh, ignore_errors=True)
         trainer.save_checkpoint(fresh.name, last.parent)
-        shutil.rmtree(old, ignore_errors=True)
         if last.is_dir():
+            shutil.rmtree(old, ignore_errors=True)
             last.rename(old)
         fresh.rename(last)
-    except OSError as error:
-        raise DetectorError(f"the checkpoint {last} can't be written: {error.strerror}") from error
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch.save and safetensors have no OSError for a full disk
+        raise DetectorError(f"the checkpoint {last} can't be written: {error}") from error
 
 
 def _recall(trainer: "SAETrainer[Any, Any]", checkpoint: Path) -> None:

@@ -30,13 +30,13 @@ def test_planted_latents_are_found_and_no_others(organism, monkeypatch, tmp_path
     monkeypatch.setenv("MI_AUDIT_CACHE", str(tmp_path))
     model, sae = organism
     found = {concept: mi.find_latents(sae, about(concept), model=str(model)) for concept in range(0, len(CONCEPTS), 4)}
-    evidence = {concept: each.evidence for concept, each in found.items()}
+    assert not any(each.evidence for each in found.values()), "latents that see a few directions do not stand for the activations"
+    evidence = {concept: [one.latent for one in each.latents if set(one.weak) == set(each.quality.below)] for concept, each in found.items()}
     right = sum(concept in each for concept, each in evidence.items())
     assert right / len(found) >= 0.95, f"recall: {evidence}"
     assert right / sum(map(len, evidence.values())) >= 0.95, f"precision: {evidence}"
     best = found[0].latents[0]
     assert best.auroc >= 0.99 and best.random_p <= 0.025 and best.over_random_sae.low > 0
-    assert found[0].quality.below, "latents that see a few directions do not stand for the activations, and that is told"
 
 
 def test_nothing_is_found_on_shuffled_labels(organism):

@@ -51,6 +51,28 @@ def test_nothing_is_found_where_labels_mean_nothing():
     assert sum(not found(seed, shuffled=True) for seed in range(40)) >= 38
 
 
+@pytest.mark.parametrize(("n", "positives"), [(400, 20), (200, 20), (200, 100)])
+def test_rare_scores_are_no_discoveries_where_a_class_is_rare(n, positives):
+    """A score above 0 in two prompts, both positive, is far from the mean of shuffled labels and yet not rare among thousands of such scores."""
+    found = 0
+    for seed in range(4):
+        random = np.random.default_rng(seed)
+        labels = np.arange(n) < positives
+        values = np.zeros((n, 1500))
+        for column in range(values.shape[1]):
+            rows = random.permutation(n)[: random.integers(1, 9)]
+            values[rows, column] = random.exponential(size=len(rows))
+        found += len(discover(values, labels, tuple(map(str, range(n))), rate=0.05, random=random).columns) > 0
+    assert found <= 1
+
+
+def test_confirmation_can_be_reached_by_many():
+    random = np.random.default_rng(0)
+    labels = np.arange(100) < 50
+    values = labels[:, None] + random.random((100, 60))
+    assert confirm(values, labels, tuple(map(str, range(100))), alpha=0.001, random=random).confirmed.all()
+
+
 def test_groups_of_one_class_count_once():
     """A latent that fires in one of six templates is no discovery, however many prompts each has."""
     labels = np.repeat([True, True, True, False, False, False], 40)

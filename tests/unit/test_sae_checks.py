@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mi_audit as mi
+from mi_audit.auditor import Auditor
 from mi_audit.detectors.bench import Bench
 from mi_audit.detectors.latents import RANDOM_LATENTS
 from mi_audit.detectors.readings import NULL
@@ -127,3 +128,20 @@ def test_what_was_checked_once_is_not_checked_again(tiny_llama, exact, tmp_path)
     again.prepare([reading])
     assert not passes and again.sae_quality(reading) == first.sae_quality(reading)
     np.testing.assert_array_equal(again.read(reading).values, first.read(reading).values)
+
+
+def test_the_neutral_text_itself_can_be_read(tiny_llama, exact, monkeypatch):
+    """Its prompts are measured whole, some of them, as those of any suite, beside the beginnings of all."""
+    neutral = suite([{"text": f"{row * 7919 % 1000} words {row}", "group": f"g{row // 4}"} for row in range(160)], name="neutral_text")
+    monkeypatch.setattr("mi_audit.detectors.sae_checks.suite", lambda name: neutral)
+    reading = ReadSpec(mi.latent(mi.sae(exact), 0, name="answer"), neutral)
+    one = bench(tiny_llama)
+    one.prepare([reading])
+    assert 0 <= one.estimate(EstimateSpec(reading, "rate")).value <= 1
+    assert one.sae_quality(reading).prompts == 128
+
+
+def test_what_latents_were_found_on_is_no_test(exact):
+    found = mi.latent(mi.sae(exact), 0, name="answer", found_on=ANSWERS)
+    with pytest.raises(MiAuditError, match="its latents were found on"):
+        Auditor(lambda spec: None, lambda spec: ()).read(found, ANSWERS["test"])

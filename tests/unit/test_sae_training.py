@@ -131,22 +131,32 @@ def test_another_training_is_not_mixed_up(made, model, corpus, tmp_path):
 def test_a_spool_forgets_what_was_not_noted(tmp_path):
     rows = np.arange(12, dtype=np.float32).reshape(4, 3)
     with Spool(tmp_path, 3) as spool:
-        spool.append([rows[:2]])
+        spool.append([rows[:2]], left_out=1)
         spool.flush()
-        spool.append([rows[2:]])
+        spool.append([rows[2:]], left_out=5)
     with Spool(tmp_path, 3) as spool:
-        assert (spool.rows, spool.batches) == (2, 1)
+        assert (spool.rows, spool.batches, spool.left_out) == (2, 1, 1)
         spool.append([rows[2:3], rows[3:]])
         assert (spool.read(np.array([3, 0])) == rows[[3, 0]]).all()
     with Spool(tmp_path, 3) as spool, pytest.raises(DetectorError, match="free"):
         spool.require_room(2**50)
 
 
+def test_small_files_are_held_out_together(model, tmp_path):
+    random = np.random.default_rng(1)
+    paths = [tmp_path / f"{number}.txt" for number in range(60)]
+    for path in paths:
+        path.write_text(" ".join(random.choice(["alpha", "beta", "gamma", "delta"], 30)))
+    found = cut(model.tokenizer, paths, [], context=32, tokens=None, seed=0)
+    assert len(found.held_out) >= 8 and not set(found.train) & set(found.held_out)
+    assert found.tokens + sum(map(len, found.held_out)) <= sum(source.tokens for source in found.sources)
+
+
 def test_text_that_can_not_be_read_is_named(model, tmp_path):
     (tmp_path / "short.txt").write_text("few words")
     (tmp_path / "latin.txt").write_bytes("Überall".encode("latin-1"))
     for name, message in (
-        ("short.txt", "too few to hold some out"),
+        ("short.txt", "could be held out, and 8 have to be"),
         ("latin.txt", "latin.txt is no UTF-8 text .byte 0"),
         ("none.txt", "none.txt can't be read"),
     ):

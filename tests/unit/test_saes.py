@@ -78,7 +78,7 @@ def test_an_sae_says_where_it_is_read(tmp_path):
     [
         ({"normalize_activations": "expected_average_only_in"}, "normalize_activations: .* fold the factor into the weights"),
         ({"normalize_activations": "covariance_whitening"}, "normalize_activations: .* fold it"),
-        ({"architecture": "crosscoder"}, "architecture: 'crosscoder' is not known"),
+        ({"architecture": "crosscoder"}, "architecture: 'crosscoder' can't be read"),
         ({"architecture": "topk", "k": 41}, "k: more than its 40 latents"),
         ({"d_sae": 41}, r"W_enc has the shape \[16, 40\], cfg.json says \[16, 41\]"),
         ({"architecture": "gated"}, "holds no tensor 'b_gate'"),
