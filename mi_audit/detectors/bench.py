@@ -9,7 +9,7 @@ import numpy as np
 from mi_audit.detectors.activations import Activations, ActivationStore, Captured, Request
 from mi_audit.detectors.attributions import TokenAttributions, attributed
 from mi_audit.detectors.controls import draws_for
-from mi_audit.detectors.latents import LearnedLatents, groups_of
+from mi_audit.detectors.latents import LearnedLatents, groups_of, silent_null
 from mi_audit.detectors.learned import Fitted, LearnedDirection, LearnedProbe
 from mi_audit.detectors.nulls import Draw
 from mi_audit.detectors.precision import Precision, Scored
@@ -129,7 +129,7 @@ class Bench:
             reading = self.read(spec.reading)
             estimate = estimate_of(spec, reading, self._alpha, self.spread(spec.reading))
             quality = self.sae_quality(spec.reading)
-            self._estimates[spec] = estimate if quality is None else replace(estimate, undecided=(*estimate.undecided, *quality.below))
+            self._estimates[spec] = estimate if quality is None else replace(estimate, undecided=(*estimate.undecided, *quality.below, *silent_null(reading)))
         return self._estimates[spec]
 
     def sae_quality(self, spec: ReadSpec) -> SaeQuality | None:

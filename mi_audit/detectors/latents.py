@@ -13,7 +13,7 @@ from mi_audit.detectors.baselines import LENGTH
 from mi_audit.detectors.controls import SHUFFLED, stream
 from mi_audit.detectors.files import CARD
 from mi_audit.detectors.nulls import Draw
-from mi_audit.detectors.readings import BASELINE, NULL, Arm
+from mi_audit.detectors.readings import BASELINE, NULL, Arm, ReadingData
 from mi_audit.detectors.threshold import calibrate
 from mi_audit.engine.site import Site
 from mi_audit.errors import DetectorError
@@ -137,6 +137,15 @@ class LearnedLatents:
     def baseline_arms(self, prompts: Sequence[Prompt], read: Activations, embedded: Activations | None) -> tuple[Arm, ...]:
         """The number of tokens, as it is."""
         return (Arm(BASELINE + LENGTH, read.n_tokens[None].astype(np.float64)),)
+
+
+def silent_null(reading: ReadingData) -> tuple[str, ...]:
+    """Why the random latents of a reading are no control of it, if so: most of them give all of its prompts the same score, as latents do that never fire."""
+    for arm in reading.of_kind(NULL + RANDOM_LATENTS):
+        silent = int((arm.values.max(axis=1) == arm.values.min(axis=1)).sum())
+        if 2 * silent > len(arm.values):
+            return (f"{silent} of the {len(arm.values)} random latents that it is held against say nothing on these prompts, so they control nothing",)
+    return ()
 
 
 def groups_of(spec: LatentSpec, firing: Floats, draw: Draw) -> LatentGroups:

@@ -145,3 +145,16 @@ def test_what_latents_were_found_on_is_no_test(exact):
     found = mi.latent(mi.sae(exact), 0, name="answer", found_on=ANSWERS)
     with pytest.raises(MiAuditError, match="its latents were found on"):
         Auditor(lambda spec: None, lambda spec: ()).read(found, ANSWERS["test"])
+
+
+def test_random_latents_that_never_fire_are_no_control(tiny_llama, exact):
+    """A latent that tells the classes apart passes; with all others silent nothing controls it, and nothing is decided."""
+    index = telling(tiny_llama, mi.sae(exact))
+    tensors = load_file(exact / WEIGHTS)
+    silent = torch.full_like(tensors["b_enc"], -1e6)
+    silent[index] = tensors["b_enc"][index]
+    save_file(tensors | {"b_enc": silent}, exact / WEIGHTS)
+    floorless = mi.sae(exact, floors=mi.sae_floors(explained_variance=0, loss_recovered=0))
+    estimate = bench(tiny_llama).estimate(EstimateSpec(ReadSpec(mi.latent(floorless, index, name="answer"), ANSWERS["test"]), "auroc"))
+    assert any("say nothing on these prompts" in reason for reason in estimate.undecided)
+    assert decide(estimate, ">=", 0.6).verdict is Verdict.INCONCLUSIVE
