@@ -60,7 +60,9 @@ class FittedLatents:
         """The scores [L] of activations [L, width]."""
         import torch
 
-        found = self.groups.on(torch.device("cpu"))(torch.from_numpy(acts.astype(np.float32)))
+        from mi_audit.engine.reduction import encoded
+
+        (found,) = encoded(torch.from_numpy(acts.astype(np.float32)), [self.groups])
         scores: Floats = found[:, 0].double().numpy()
         return scores
 

@@ -1,6 +1,6 @@
 """From the activations of a batch to one vector per prompt, on the device."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mi_audit.engine.layout import Layout
+from mi_audit.engine.site import Encoding
 from mi_audit.model.sinks import sink_mask, token_norms
 
 AT_A_TIME: Final = 1024
@@ -68,30 +69,41 @@ class Activations:
         return picked.to(torch.float32)
 
 
-def reduce(acts: Activations, chosen: Chosen, sinks_BT: Tensor | None, encode: Callable[[Tensor], Tensor] | None = None, *, highest: bool = False) -> Reduced:
-    """Mean in float32 over the chosen positions of each prompt, or the highest of each number, sinks left out where there are several positions.
+@dataclass(frozen=True, slots=True)
+class Selected:
+    """The activations `acts` float32 [N, width] of those of the `chosen` tokens that are `kept` bool [B, K]; attention sinks among several are not."""
 
-    Only chosen positions are touched, so what stands beside a prompt can't reach its vector. `sinks_BT` may be None where no prompt has several. `encode` makes
-    of activations [N, width] what is reduced.
-    """
-    several = chosen.real.sum(dim=1, keepdim=True) > 1
-    sinks_BK = chosen.real & several & sinks_BT.gather(1, chosen.index) if sinks_BT is not None else torch.zeros_like(chosen.real)
-    kept_BK = chosen.real & ~sinks_BK
-    n_kept = kept_BK.sum(dim=1)
-    values = acts.at(chosen.index)
-    if encode is not None:
-        values = _encoded(values, kept_BK, encode)
-    if highest:
-        vectors = values.masked_fill(~kept_BK[..., None], -torch.inf).amax(dim=1).masked_fill(n_kept[:, None] == 0, 0)
-    else:
-        vectors = values.masked_fill(~kept_BK[..., None], 0).sum(dim=1) / n_kept.clamp(min=1)[:, None]
-    last = torch.where(kept_BK, chosen.index, -1).amax(dim=1)
-    return Reduced(vectors, last, n_kept, sinks_BK.sum(dim=1))
+    acts: Tensor
+    chosen: Chosen
+    kept: Tensor
+
+    @classmethod
+    def of(cls, acts: Activations, chosen: Chosen, sinks_BT: Tensor | None) -> "Selected":
+        """`sinks_BT` may be None where no prompt has several. Only chosen positions are touched, so what stands beside a prompt can't reach its vector."""
+        kept = chosen.real
+        if sinks_BT is not None:
+            several = chosen.real.sum(dim=1, keepdim=True) > 1
+            kept = kept & ~(several & sinks_BT.gather(1, chosen.index))
+        return cls(acts.at(chosen.index)[kept], chosen, kept)
+
+    def reduce(self, values_NM: Tensor, *, highest: bool = False) -> Reduced:
+        """Mean in float32 over each prompt's tokens of what they are, or were made into, or the highest of each number; 0 where none is kept."""
+        n_kept = self.kept.sum(dim=1)
+        values = values_NM.new_full((*self.kept.shape, values_NM.shape[-1]), -torch.inf if highest else 0)
+        values[self.kept] = values_NM
+        pooled = values.amax(dim=1) if highest else values.sum(dim=1) / n_kept.clamp(min=1)[:, None]
+        last = torch.where(self.kept, self.chosen.index, -1).amax(dim=1)
+        return Reduced(pooled.masked_fill(n_kept[:, None] == 0, 0), last, n_kept, self.chosen.real.sum(dim=1) - n_kept)
 
 
-def _encoded(acts_BKD: Tensor, kept_BK: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-    """The activations that are kept, encoded a few at a time; 0 elsewhere."""
-    encoded_NM = torch.cat([encode(part_ND) for part_ND in torch.split(acts_BKD[kept_BK], AT_A_TIME)])
-    values = encoded_NM.new_zeros((*kept_BK.shape, encoded_NM.shape[-1]))
-    values[kept_BK] = encoded_NM
-    return values
+def encoded(acts_ND: Tensor, encodings: Sequence[Encoding]) -> list[Tensor]:
+    """What each encoding makes of the activations [N, m], a few tokens at a time; a stem that several have is computed once for all of them."""
+    functions = [each.on(acts_ND.device) for each in encodings]
+    parts: list[list[Tensor]] = [[] for _ in encodings]
+    for part_ND in torch.split(acts_ND, AT_A_TIME):
+        stems: dict[Encoding, Tensor] = {}
+        for each, function, found in zip(encodings, functions, parts, strict=True):
+            if each.stem is not None and each.stem not in stems:
+                stems[each.stem] = each.stem.on(part_ND.device)(part_ND)
+            found.append(function(part_ND if each.stem is None else stems[each.stem]))
+    return [torch.cat(found) for found in parts]

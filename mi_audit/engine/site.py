@@ -26,8 +26,12 @@ class Encoding(Protocol):
     def pooling(self) -> Literal["mean", "max"]:
         """How the numbers of several tokens become those of their prompt."""
 
+    @property
+    def stem(self) -> "Encoding | None":
+        """What has to be made of an activation first, the same for many encodings, so that it is made once for all of them; None where nothing has."""
+
     def on(self, device: "torch.device") -> "Callable[[Tensor], Tensor]":
-        """The function from activations [..., width] to float32 [..., m] on the device."""
+        """The function from activations [..., width], or from what the stem makes of them, to float32 [..., m] on the device."""
 
 
 @dataclass(frozen=True, slots=True)

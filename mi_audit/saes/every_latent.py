@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from mi_audit.plan.digest import digest_of
 from mi_audit.plan.latents import Pooling
 from mi_audit.plan.saes import SaeSpec
-from mi_audit.saes.latents import weights_of
 
 if TYPE_CHECKING:
     import torch
@@ -33,6 +32,8 @@ class EveryLatent:
         """d_sae."""
         return self.sae.config.d_sae
 
+    stem = None
+
     def on(self, device: "torch.device") -> "Callable[[Tensor], Tensor]":
         """From activations [..., d_in] to latents [..., d_sae].
 
@@ -49,6 +50,7 @@ def _encoder(every: EveryLatent, device: "torch.device") -> "Callable[[Tensor], 
     import torch
 
     from mi_audit.saes.encoding import Encoder
+    from mi_audit.saes.latents import weights_of  # which is made of these
 
     weights = weights_of(every.sae)
     if every.seed is not None:

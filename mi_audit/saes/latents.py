@@ -1,6 +1,6 @@
 """Latents of an SAE as the engine reads them, token by token, on the way of a forward pass. No torch before something has to be encoded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
@@ -9,6 +9,7 @@ from mi_audit.errors import DetectorError
 from mi_audit.plan.digest import Json, digest_of, sha256_of_file
 from mi_audit.plan.latents import Combine, Pooling
 from mi_audit.plan.saes import CONFIG, WEIGHTS, SaeSpec
+from mi_audit.saes.every_latent import EveryLatent
 
 if TYPE_CHECKING:
     import torch
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class LatentGroups:
-    """Groups of latents of one SAE, m of them: at each token the latents of a group become one number. Equal where `key` is."""
+    """Groups of equally many latents of one SAE, m of them: at each token the latents of a group become one number. Equal where `key` is."""
 
     sae: SaeSpec
     groups: tuple[tuple[int, ...], ...]
@@ -45,8 +46,13 @@ class LatentGroups:
         """m."""
         return len(self.groups)
 
+    @property
+    def stem(self) -> EveryLatent | None:
+        """All latents, where they compete and none can be had without the others."""
+        return None if self.sae.config.selectable else EveryLatent(self.sae, "mean")
+
     def on(self, device: "torch.device") -> "Callable[[Tensor], Tensor]":
-        """From activations [..., d_in] to the groups' numbers [..., m].
+        """From activations [..., d_in], or all latents [..., d_sae] where they compete, to the groups' numbers [..., m].
 
         Raises:
             DetectorError: the SAE's files have changed since the plan was made, or are damaged.
@@ -54,17 +60,13 @@ class LatentGroups:
         return _encoder(self, device)
 
 
-@lru_cache(maxsize=16)
+@lru_cache(maxsize=256)
 def _encoder(groups: LatentGroups, device: "torch.device") -> "Callable[[Tensor], Tensor]":
-    import torch
-
+    if groups.stem is not None:
+        places = _places(groups.groups, device)
+        return lambda latents: combined(latents[..., places], groups.combine)
     encoder, columns = _columns(groups, device)
-
-    def encode(acts: "Tensor") -> "Tensor":
-        latents = encoder(acts)
-        return torch.stack([combined(latents[..., each], groups.combine) for each in columns], dim=-1)
-
-    return encode
+    return lambda acts: combined(encoder(acts)[..., columns], groups.combine)
 
 
 def pre_activation(groups: LatentGroups, device: "torch.device") -> "Callable[[Tensor], Tensor]":
@@ -88,16 +90,21 @@ def combined(latents: "Tensor", combine: Combine) -> "Tensor":
             return (latents != 0).any(dim=-1).float()
 
 
-def _columns(groups: LatentGroups, device: "torch.device") -> "tuple[Encoder, list[Tensor]]":
-    """An encoder of the latents that are needed, and of each group where its latents are among them."""
-    import torch
-
+def _columns(groups: LatentGroups, device: "torch.device") -> "tuple[Encoder, Tensor]":
+    """An encoder of the latents that are needed, and where those of each group are among them."""
     from mi_audit.saes.encoding import Encoder
 
     needed = sorted({latent for group in groups.groups for latent in group})
     column = {latent: number for number, latent in enumerate(needed)}
     encoder = Encoder.of(groups.sae.config, weights_of(groups.sae).to(device), needed)
-    return encoder, [torch.tensor([column[latent] for latent in group], device=device) for group in groups.groups]
+    return encoder, _places([[column[latent] for latent in group] for group in groups.groups], device)
+
+
+def _places(groups: Sequence[Sequence[int]], device: "torch.device") -> "Tensor":
+    """The latents of groups of equal size, [m, size] int64."""
+    import torch
+
+    return torch.tensor([list(group) for group in groups], device=device)
 
 
 @lru_cache(maxsize=2)

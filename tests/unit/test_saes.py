@@ -37,7 +37,7 @@ def changed(folder, **fields):
 def test_latents_are_those_of_each_token_and_pooled_without_sinks(tiny_llama, tmp_path, architecture, options, combine, pooling):
     width = tiny_llama.hook_points.resolve("resid_post", 1).width
     spec = sae(save_sae(tmp_path / "sae", width, 40, architecture, metadata=HOOK, **options))
-    groups = LatentGroups(spec, ((3,), (3, 17, 39), (0, 1)), combine, pooling)
+    groups = LatentGroups(spec, ((3, 17, 39), (0, 1, 3)), combine, pooling)
     prompts, tokens = texts(12), Tokens("all")
     cache = ActivationCache.of(tiny_llama, tmp_path / "cache")
     site, plain = Site(spec.at, tokens, groups), Site(spec.at, tokens)
