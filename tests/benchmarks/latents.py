@@ -2,8 +2,8 @@
 
 Encoders: 8 of 16 384 latents of an SAE on 576 numbers, at 1 024 tokens; the full encode is sae-lens's own, and the values must be equal. Top-k needs every
 pre-activation: what selecting costs there must not show. Runs: the prompts pass as far as the middle layer, read by a probe's site, or by those of 8 latents of
-one SAE with the random latents of their nulls, at the last token, which is the default, or at all; what the SAE is checked for is measured once and kept, and is
-not in it. Top-k latents at all tokens are not judged: each token takes a full encode, whose 2 × width × latents operations show beside those of a small model.
+one SAE with the random latents of their nulls, at the last token, which is the default, or at all; what the SAE is checked for is measured once and kept, and
+not timed. Top-k latents at all tokens are not judged: each token takes a full encode, whose 2 × width × latents operations show beside those of a small model.
 """
 
 import sys

@@ -20,7 +20,7 @@ def _rows(name):
     return [json.loads(line) for line in (PACK / "suites" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-QUESTIONS = _rows("questions")
+QUESTIONS = _rows("sql_questions")
 TOPICS = _rows("database_prose")
 
 
