@@ -11,7 +11,7 @@ from mi_audit.plan.saes import SaeSpec
 from mi_audit.suites.suite import Suite
 
 if TYPE_CHECKING:
-    from mi_audit.detectors.latent_search import FoundLatents
+    from mi_audit.detectors.found_latents import FoundLatents
 
 
 def find_latents(
@@ -31,7 +31,8 @@ def find_latents(
 
     They are ranked on the suite's train and calibration splits, where the false discovery rate is held (Benjamini & Hochberg 1995), and confirmed on its test
     split (Holm 1979); n is counted in groups, by shuffles of the labels within their structure. Each is held against random latents that fire as often, against
-    the best latent found in the same way in an SAE with a random encoder, and against a probe on the raw activations; what it tracks besides is told.
+    the best latent found in the same way in an SAE with a random encoder, and against a probe on the raw activations; what it tracks besides is told. Where
+    several added up do better than any alone, that group is confirmed and held against the same.
 
     Args:
         sae: from `mi.sae`.

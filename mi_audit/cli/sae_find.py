@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from mi_audit.detectors.latent_search import FoundLatents
+    from mi_audit.detectors.found_latents import FoundLatents, Worth
 
 
 def find(
@@ -60,8 +60,6 @@ def _show(found: "FoundLatents") -> None:
     )
     for reason in found.quality.below:
         console.print(f"{reason}: a claim on its latents is at best INCONCLUSIVE", style="yellow", markup=False)
-    if not found.latents:
-        return
     table = Table(box=None, pad_edge=False)
     for name in ("latent", "found AUROC", "q", "held-out AUROC", "p", "random latents p", "evidence", "besides"):
         table.add_column(name, justify="left" if name in ("evidence", "besides") else "right", overflow="fold")
@@ -69,15 +67,19 @@ def _show(found: "FoundLatents") -> None:
         besides = [*each.tracks]
         besides += [f"split with {', '.join(map(str, each.duplicates[:5]))}"] if each.duplicates else []
         besides += [f"absorbed by {', '.join(map(str, each.absorbed_by[:5]))}"] if each.absorbed_by else []
-        besides += ["worse than the probe"] if each.over_probe.high is not None and each.over_probe.high < 0 else []
-        table.add_row(
-            str(each.latent),
-            f"{each.found_auroc:.3f}",
-            f"{each.q:.2g}",
-            f"{each.auroc:.3f}",
-            f"{each.p:.2g}",
-            f"{each.random_p:.2g}",
-            "yes" if not each.weak else "; ".join(each.weak),
-            "; ".join(besides),
-        )
-    console.print(table)
+        table.add_row(str(each.latent), *_worth(each, f"{each.q:.2g}"), "; ".join([*besides, *_beside_probe(each)]))
+    if found.group is not None:
+        table.add_row(f"sum of {len(found.group.latents)}", *_worth(found.group, ""), "; ".join(_beside_probe(found.group)))
+    if table.row_count:
+        console.print(table)
+    if found.group is not None:
+        console.print(f"the sum is of the latents {', '.join(map(str, found.group.latents))}")
+
+
+def _worth(each: "Worth", q: str) -> tuple[str, ...]:
+    evidence = "yes" if not each.weak else "; ".join(each.weak)
+    return f"{each.found_auroc:.3f}", q, f"{each.auroc:.3f}", f"{each.p:.2g}", f"{each.random_p:.2g}", evidence
+
+
+def _beside_probe(each: "Worth") -> list[str]:
+    return ["worse than the probe"] if each.over_probe.high is not None and each.over_probe.high < 0 else []

@@ -1,16 +1,18 @@
 """Search an SAE for the latents that separate a suite's labels, and say of each what it is worth as evidence."""
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypedDict
 
 import numpy as np
 
 from mi_audit.detectors.controls import stream
 from mi_audit.detectors.discovery import Candidates, Confirmation, aurocs, confirm, discover, rank
+from mi_audit.detectors.found_latents import FoundGroup, FoundLatent, FoundLatents
 from mi_audit.detectors.latent_flags import Firings, absorbed_by, near_duplicates, tracks
+from mi_audit.detectors.latent_groups import grow
 from mi_audit.detectors.latents import NEAREST
 from mi_audit.detectors.linear import DifferenceOfMeans
-from mi_audit.detectors.sae_checks import SaeChecks, SaeQuality, require_match
+from mi_audit.detectors.sae_checks import SaeChecks, require_match
 from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.capture import capture
 from mi_audit.engine.encoding import encode_all
@@ -33,67 +35,6 @@ RANDOM_LATENTS: Final = 199
 LOOKED_AT: Final = 64
 """Prompts whose every token is looked at for what a latent tracks."""
 DENSE: Final = 0.1
-
-
-@dataclass(frozen=True)
-class FoundLatent:
-    """A latent that separates the labels of the discovery prompts.
-
-    Attributes:
-        latent: its number.
-        found_auroc, q: on the discovery prompts, and the false discovery rate at which it is in.
-        auroc, p: on the held-out prompts, and its rank among shuffled labels.
-        confirmed: whether p holds up among all candidates (Holm).
-        random_p: its rank among random latents that fire as often, on the held-out prompts.
-        over_random_sae: its held-out AUROC less that of the best latent found in the same way in an SAE whose encoder points elsewhere at random.
-        over_probe: less that of a difference-of-means probe on the raw activations, fitted to the discovery prompts.
-        duplicates: near-duplicates: the feature is split over them.
-        absorbed_by: relatives that fire where it falls silent.
-        tracks: what it tracks besides the labels, in words.
-        weak: why it is no evidence; empty where it is.
-    """
-
-    latent: int
-    found_auroc: float
-    q: float
-    auroc: float
-    p: float
-    confirmed: bool
-    random_p: float
-    over_random_sae: Estimate
-    over_probe: Estimate
-    duplicates: tuple[int, ...]
-    absorbed_by: tuple[int, ...]
-    tracks: tuple[str, ...]
-    weak: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class FoundLatents:
-    """What a search found, best first.
-
-    Attributes:
-        latents: the candidates.
-        alive: latents that fire on any discovery prompt, of all that were searched.
-        separate: how many separate the labels there; the candidates are the best of them.
-        discovered_on, confirmed_on: prompts of the two halves.
-        probe_auroc, random_sae_auroc: held-out, of what the candidates are held against.
-        quality: of the SAE on the suite.
-    """
-
-    latents: tuple[FoundLatent, ...]
-    alive: int
-    separate: int
-    discovered_on: int
-    confirmed_on: int
-    probe_auroc: float
-    random_sae_auroc: float
-    quality: SaeQuality
-
-    @property
-    def evidence(self) -> tuple[int, ...]:
-        """The latents that are worth something as evidence, best first."""
-        return tuple(each.latent for each in self.latents if not each.weak)
 
 
 def search(
@@ -146,18 +87,32 @@ def search(
     found = Candidates(found.columns[:most], found.aurocs[:most], found.q[:most])
     probe = _probe(read.vectors(raw).astype(np.float64), half)
     other = read.vectors(random_sae).astype(np.float64)
-    best_random = half.best(other)
-    confirmed = half.confirm(values[:, found.columns], alpha, stream(seed, "confirmation", sae.digest, suite.digest))
+    group = half.grow(values, stream(seed, "group", sae.digest, suite.digest))
+    summed = values[:, group].sum(axis=1, keepdims=True)
+    against = other[:, half.grow(other, stream(seed, "random group", sae.digest, suite.digest))].sum(axis=1)
+    best_random = other[:, half.best(other)]
+    several = len(group) > 1
+    confirmed = half.confirm(np.hstack([values[:, found.columns], summed[:, : int(several)]]), alpha, stream(seed, "confirmation", sae.digest, suite.digest))
     firing, quality = checks.firing(sae), checks.quality(sae, suite)
-    looked = _Looked(model, sae, suite, values, half, firing, quality, read.n_tokens.astype(np.float64), cache)
+    judge = _Judge(half, values, firing, quality.below, probe, alpha, seed)
+    looked = _Looked(model, sae, suite, values, half, firing, read.n_tokens.astype(np.float64), cache)
     return FoundLatents(
-        latents=tuple(_judged(looked, found, confirmed, number, other[:, best_random], probe, alpha, seed) for number in range(len(found.columns))),
+        latents=tuple(
+            FoundLatent(
+                latent=int(latent),
+                q=float(found.q[number]),
+                **looked.flags(int(latent)),
+                **judge.worth((int(latent),), float(found.aurocs[number]), confirmed, number, best_random),
+            )
+            for number, latent in enumerate(found.columns)
+        ),
+        group=FoundGroup(latents=group, **judge.worth(group, half.found_auroc(summed[:, 0]), confirmed, len(found.columns), against)) if several else None,
         alive=int((values[~rows] != 0).any(axis=0).sum()),
         separate=separate,
         discovered_on=int((~rows).sum()),
         confirmed_on=int(rows.sum()),
         probe_auroc=half.held_auroc(probe),
-        random_sae_auroc=half.held_auroc(other[:, best_random]),
+        random_sae_auroc=half.held_auroc(best_random),
         quality=quality,
     )
 
@@ -180,6 +135,12 @@ class _Half:
         """The column that is highest where labels are true among the discovery prompts; the first where nothing fires."""
         return int(np.argmax(aurocs(values[~self.held], self.labels[None, ~self.held])[0]))
 
+    def grow(self, values: Floats, random: np.random.Generator) -> tuple[int, ...]:
+        return grow(values[~self.held], self.labels[~self.held], self.groups[~self.held], random)
+
+    def found_auroc(self, scores: Floats) -> float:
+        return float(aurocs(scores[~self.held, None], self.labels[None, ~self.held])[0, 0])
+
     def held_auroc(self, scores: Floats) -> float:
         return float(aurocs(scores[self.held, None], self.labels[None, self.held])[0, 0])
 
@@ -191,30 +152,26 @@ class _Looked:
     """What is looked at besides the labels, for all candidates."""
 
     def __init__(
-        self,
-        model: AuditedModel,
-        sae: SaeSpec,
-        suite: Suite,
-        values: Floats,
-        half: _Half,
-        firing: Floats,
-        quality: SaeQuality,
-        n_tokens: Floats,
-        cache: ActivationCache | None,
+        self, model: AuditedModel, sae: SaeSpec, suite: Suite, values: Floats, half: _Half, firing: Floats, n_tokens: Floats, cache: ActivationCache | None
     ) -> None:
-        self.values, self.half, self.firing, self.quality, self.n_tokens = values, half, firing, quality, n_tokens
+        self._values, self._half, self._firing, self._n_tokens = values, half, firing, n_tokens
         rows = weights_of(sae).W_dec.numpy().astype(np.float64)
         self._decoder = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
         step = max(1, len(suite) // LOOKED_AT)
         encoded = list(encode_all(model, suite.prompts[::step][:LOOKED_AT], cache))
         self._prompts, self._sae = every_token(model, encoded, sae.at.in_model(model.n_layers), cache=cache), sae
 
-    def cosines(self, latent: int) -> Floats:
-        """Of its decoder row with all [d_sae]."""
-        found: Floats = self._decoder @ self._decoder[latent]
-        return found
+    def flags(self, latent: int) -> "_Flags":
+        """What speaks against it: splitting, absorption, and what it tracks besides."""
+        cosines: Floats = self._decoder @ self._decoder[latent]
+        own, found, labels = self._values[:, latent], self._values[~self._half.held], self._half.labels
+        return {
+            "duplicates": near_duplicates(latent, found, cosines),
+            "absorbed_by": absorbed_by(latent, found, labels[~self._half.held], cosines),
+            "tracks": tracks(own, labels, self._n_tokens, self._firings(latent), bool(self._firing[latent] > DENSE)),
+        }
 
-    def firings(self, latent: int) -> Firings:
+    def _firings(self, latent: int) -> Firings:
         """Where it fires in the prompts that are looked at, attention sinks left out."""
         import torch
 
@@ -229,42 +186,71 @@ class _Looked:
         return Firings(np.concatenate(positions), np.concatenate(ids))
 
 
+class _Flags(TypedDict):
+    duplicates: tuple[int, ...]
+    absorbed_by: tuple[int, ...]
+    tracks: tuple[str, ...]
+
+
+class _Worth(TypedDict):
+    found_auroc: float
+    auroc: float
+    p: float
+    confirmed: bool
+    random_p: float
+    over_random_sae: Estimate
+    over_probe: Estimate
+    weak: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Judge:
+    """Holds what was found against what finds nothing. `below`: the floors that the SAE does not reach."""
+
+    half: _Half
+    values: Floats
+    firing: Floats
+    below: tuple[str, ...]
+    probe: Floats
+    alpha: float
+    seed: int
+
+    def worth(self, latents: tuple[int, ...], found_auroc: float, confirmed: Confirmation, number: int, random_sae: Floats) -> _Worth:
+        """Of the sum of latents, which stands at `number` among what was confirmed; `random_sae` [n] are the scores of what a random encoder has to offer."""
+        half, scores = self.half, self.values[:, latents].sum(axis=1)
+        auroc, is_confirmed = float(confirmed.aurocs[number]), bool(confirmed.confirmed[number])
+        random_p = rank(auroc, aurocs(self._drawn(latents)[half.held], half.labels[None, half.held])[0])
+        over_random = half.difference(scores, random_sae, self.alpha)
+        weak = list(self.below)
+        if not is_confirmed:
+            weak.append("not confirmed on the held-out prompts")
+        if random_p > self.alpha:
+            weak.append("no better than random latents that fire as often")
+        if over_random.low is None or not over_random.low > 0 or over_random.undecided:
+            weak.append("not shown to be better than the best of an SAE whose encoder is random")
+        return {
+            "found_auroc": found_auroc,
+            "auroc": auroc,
+            "p": float(confirmed.p[number]),
+            "confirmed": is_confirmed,
+            "random_p": random_p,
+            "over_random_sae": over_random,
+            "over_probe": half.difference(scores, self.probe, self.alpha),
+            "weak": tuple(weak),
+        }
+
+    def _drawn(self, latents: tuple[int, ...]) -> Floats:
+        """Sums [n, RANDOM_LATENTS] of as many latents, drawn at random; each fires about as often as the one that it stands for."""
+        random = stream(self.seed, "random latents", ",".join(map(str, latents)))
+        drawn = np.zeros((len(self.values), RANDOM_LATENTS))
+        for latent in latents:
+            nearest = np.argsort(np.abs(self.firing - self.firing[latent]), kind="stable")
+            drawn += self.values[:, random.choice(nearest[~np.isin(nearest, latents)][:NEAREST], RANDOM_LATENTS)]
+        return drawn
+
+
 def _probe(acts: Floats, half: _Half) -> Floats:
     """The scores [n] of a difference-of-means probe on raw activations [n, d], fitted to the discovery prompts."""
     fitted = DifferenceOfMeans(acts[~half.held]).fit(half.labels[None, ~half.held])
     scores: Floats = fitted.scores(acts)[0]
     return scores
-
-
-def _judged(
-    looked: _Looked, found: Candidates, confirmed: Confirmation, number: int, random_sae: Floats, probe: Floats, alpha: float, seed: int
-) -> FoundLatent:
-    latent, half, values = int(found.columns[number]), looked.half, looked.values
-    cosines = looked.cosines(latent)
-    nearest = np.argsort(np.abs(looked.firing - looked.firing[latent]), kind="stable")
-    drawn = stream(seed, "random latents", str(latent)).choice(nearest[nearest != latent][:NEAREST], RANDOM_LATENTS)
-    random_p = rank(float(confirmed.aurocs[number]), aurocs(values[half.held][:, drawn], half.labels[None, half.held])[0])
-    over_random, over_probe = half.difference(values[:, latent], random_sae, alpha), half.difference(values[:, latent], probe, alpha)
-    said = tracks(values[:, latent], half.labels, looked.n_tokens, looked.firings(latent), bool(looked.firing[latent] > DENSE))
-    weak = list(looked.quality.below)
-    if not confirmed.confirmed[number]:
-        weak.append("not confirmed on the held-out prompts")
-    if random_p > alpha:
-        weak.append("no better than random latents that fire as often")
-    if over_random.low is None or not over_random.low > 0 or over_random.undecided:
-        weak.append("not shown to be better than the best latent of an SAE whose encoder is random")
-    return FoundLatent(
-        latent=latent,
-        found_auroc=float(found.aurocs[number]),
-        q=float(found.q[number]),
-        auroc=float(confirmed.aurocs[number]),
-        p=float(confirmed.p[number]),
-        confirmed=bool(confirmed.confirmed[number]),
-        random_p=random_p,
-        over_random_sae=over_random,
-        over_probe=over_probe,
-        duplicates=near_duplicates(latent, values[~half.held], cosines),
-        absorbed_by=absorbed_by(latent, values[~half.held], half.labels[~half.held], cosines),
-        tracks=said,
-        weak=tuple(weak),
-    )

@@ -35,6 +35,7 @@ def test_planted_latents_are_found_and_no_others(organism, monkeypatch, tmp_path
     right = sum(concept in each for concept, each in evidence.items())
     assert right / len(found) >= 0.95, f"recall: {evidence}"
     assert right / sum(map(len, evidence.values())) >= 0.95, f"precision: {evidence}"
+    assert all(each.group is None or concept in each.group.latents for concept, each in found.items()), "a group holds the planted latent"
     best = found[0].latents[0]
     assert best.auroc >= 0.99 and best.random_p <= 0.025 and best.over_random_sae.low > 0
 

@@ -6,6 +6,7 @@ from scipy.stats import mannwhitneyu
 
 from mi_audit.detectors.discovery import aurocs, confirm, discover, holm
 from mi_audit.detectors.latent_flags import Firings, absorbed_by, near_duplicates, tracks
+from mi_audit.detectors.latent_groups import grow
 from mi_audit.errors import DetectorError
 
 N, WIDTH, PLANTED = 240, 400, (3, 77, 210, 399)
@@ -64,6 +65,29 @@ def test_rare_scores_are_no_discoveries_where_a_class_is_rare(n, positives):
             values[rows, column] = random.exponential(size=len(rows))
         found += len(discover(values, labels, tuple(map(str, range(n))), rate=0.05, random=random).columns) > 0
     assert found <= 1
+
+
+@pytest.mark.parametrize(("parts", "most"), [(1, 2), (5, 7)])
+def test_a_group_grows_as_far_as_the_feature_is_split(parts, most):
+    """Each part fires on its share of the positives alone; the other columns mean nothing."""
+    random = np.random.default_rng(parts)
+    labels = np.tile([True, False], 200)
+    values = random.exponential(size=(400, 300)) * (random.random((400, 300)) < 0.05)
+    for part in range(parts):
+        values[:, 10 * part] = (labels & (np.arange(400) // 2 % parts == part)) + 0.01 * random.random(400)
+    group = grow(values, labels, np.array([str(number // 2) for number in range(400)]), random)
+    assert {10 * part for part in range(parts)} <= set(group) and len(group) <= most
+
+
+def test_a_group_of_nothing_is_no_better_held_out():
+    """What is put together from noise separates the prompts that it was put together on, and no others."""
+    random = np.random.default_rng(0)
+    labels, groups = np.tile([True, False], 200), np.array([str(number // 2) for number in range(400)])
+    values = random.exponential(size=(400, 300)) * (random.random((400, 300)) < 0.3)
+    half = np.arange(400) < 200
+    summed = values[:, list(grow(values[half], labels[half], groups[half], random))].sum(axis=1, keepdims=True)
+    assert aurocs(summed[half], labels[None, half])[0, 0] > 0.6
+    assert not confirm(summed[~half], labels[~half], tuple(groups[~half]), alpha=0.025, random=random).confirmed.any()
 
 
 def test_confirmation_can_be_reached_by_many():
