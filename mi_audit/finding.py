@@ -61,8 +61,6 @@ def find_latents(
             raise PlanError(f"mi.find_latents({name}={share!r}): give a number between 0 and 1")
     if most < 1 or seed < 0:
         raise PlanError(f"mi.find_latents(most={most!r}, seed={seed!r}): most is a whole number from 1, seed one from 0")
-    if sae.config.is_transcoder:
-        raise PlanError(f"mi.find_latents({sae.name}, …): a transcoder can't be searched yet: what it explains of the activations can't be measured")
     for split in ("train", "test"):
         if len(set(suite[split].labels())) < 2:
             raise PlanError(f"mi.find_latents(…, {suite.name}): its {split} split holds one class only; name the class to be found with positive=")

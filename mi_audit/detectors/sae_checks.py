@@ -79,7 +79,7 @@ class SaeChecks:
         """How well the SAE stands for the activations on the prompts that are read.
 
         Raises:
-            DetectorError: the SAE's files changed or are damaged, or it encodes another width.
+            DetectorError: the SAE's files changed or are damaged, it encodes another width, or nothing says what a transcoder reconstructs.
             HookPointError, PromptError: as the passes.
         """
         key = (sae, read.digest)
@@ -141,13 +141,14 @@ class SaeChecks:
         encoded = self._encoded(sae, prompts) if neutral else list(encode_all(self._model, prompts, self._cache))
         ids = tuple(each.ids for each in encoded)
         if (sae, ids) not in self._reconstructions:
-            at = sae.at.in_model(self._model.n_layers)
+            places = [place.in_model(self._model.n_layers) for place in (sae.at, sae.reconstructs)]
 
             def compute() -> Reconstruction:
-                from mi_audit.engine.streaming import streamed
+                from mi_audit.engine.streaming import streamed_together
                 from mi_audit.saes.measuring import reconstruction
 
-                return reconstruction(sae, streamed(self._model.loaded(), ids, at))
+                read = streamed_together(self._model.loaded(), ids, places)
+                return reconstruction(sae, [given for given, _ in read], [wanted for _, wanted in read])
 
             self._reconstructions[sae, ids] = self._kept(Reconstruction, sae, ids, compute)
         return self._reconstructions[sae, ids]
@@ -155,12 +156,12 @@ class SaeChecks:
     def _recovery(self, sae: SaeSpec, neutral: Suite, found: Reconstruction) -> Recovery:
         if sae not in self._recoveries:
             ids = [each.ids[:RECOVERED] for each in self._encoded(sae, _one_of_each(neutral))]
-            at, mean = sae.at.in_model(self._model.n_layers), found.sums.sum(axis=0) / found.tokens.sum()
+            mean = found.sums.sum(axis=0) / found.tokens.sum()
 
             def compute() -> Recovery:
                 from mi_audit.saes.measuring import recovery
 
-                return recovery(self._model.loaded(), sae, at, ids, mean)
+                return recovery(self._model.loaded(), sae, ids, mean)
 
             self._recoveries[sae] = self._kept(Recovery, sae, ids, compute)
         return self._recoveries[sae]
@@ -175,7 +176,14 @@ class SaeChecks:
         if self._cache is None:
             return compute()
         key = digest_of(
-            {"sae": sae.digest, "config": sae.config.describe(), "at": str(sae.at), "sums": kind.__name__, "prompts": [list(each) for each in ids]}
+            {
+                "sae": sae.digest,
+                "config": sae.config.describe(),
+                "at": str(sae.at),
+                "out": str(sae.out),
+                "sums": kind.__name__,
+                "prompts": [list(each) for each in ids],
+            }
         )[:40]
         known = self._cache.tensors(key)
         if _fits(kind, known, len(ids)):
@@ -206,13 +214,21 @@ def require_match(sae: SaeSpec, model: AuditedModel) -> None:
     """Hold an SAE's metadata against the model under audit.
 
     Raises:
-        DetectorError: it encodes another width than its hook point has, or was trained on another model; the message names the field.
+        DetectorError: it encodes or reconstructs another width than the hook point has, reconstructs what a forward pass meets before what it encodes, or was
+            trained on another model; the message names the field.
         HookPointError: the model has no such hook point.
     """
-    at = sae.at.in_model(model.n_layers)
-    width = model.hook_points.resolve(at.point, at.layer).width
-    if width != sae.config.d_in:
-        raise DetectorError(f"{sae.name}: d_in: it encodes {sae.config.d_in} numbers, but {at} of {model.ref} has {width}; it was trained on another model")
+    orders = []
+    for place, field, does, has in ((sae.at, "d_in", "encodes", sae.config.d_in), (sae.out, "d_out", "reconstructs", sae.config.d_out)):
+        if place is None:
+            continue
+        at = place.in_model(model.n_layers)
+        found = model.hook_points.resolve(at.point, at.layer)
+        orders.append(found.order)
+        if found.width != has:
+            raise DetectorError(f"{sae.name}: {field}: it {does} {has} numbers, but {at} of {model.ref} has {found.width}; it was trained on another model")
+    if orders != sorted(orders):
+        raise DetectorError(f"{sae.name}: hook_name_out: a forward pass meets {sae.out} before {sae.at}, so it can't be made from that; mend its cfg.json")
     trained_on = sae.config.metadata.model_name
     if sae.model is None and trained_on is not None and _bare(trained_on) != _bare(model.ref):
         raise DetectorError(

@@ -1,13 +1,14 @@
 """Whole passes of a model, LM head and all, in which the activation at a hook point is replaced: what it costs the model to have something else there."""
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
 
 from mi_audit.engine.batches import Ids
-from mi_audit.errors import PromptError
+from mi_audit.errors import HookPointError, PromptError
 from mi_audit.model.full_precision import use_full_precision
 from mi_audit.model.sinks import sink_mask, token_norms
 from mi_audit.plan.places import At
@@ -19,11 +20,16 @@ TOKENS: Final = 512
 """In a batch, at most: each has as many logits as the vocabulary has entries."""
 
 Replacement = Callable[[Tensor], Tensor]
-"""From activations [N, width] in float32 to what takes their place, of the same shape."""
+"""From activations [N, d] in float32 to what is put in [N, width]."""
+
+Change = Callable[[Tensor, Tensor], Tensor]
+"""From the activations [R, L, d] that are given and those [R, L, width] that stand at the hook point to what takes the place of the latter."""
 
 
 @torch.inference_mode()
-def next_token_losses(model: "LoadedModel", prompts: Sequence[Ids], at: At, replacements: Sequence[Replacement]) -> tuple[Tensor, Tensor, Tensor]:
+def next_token_losses(
+    model: "LoadedModel", prompts: Sequence[Ids], at: At, replacements: Sequence[Replacement], *, given: At | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of predicting each next token, by the model as it is and with its activations replaced.
 
     Args:
@@ -31,24 +37,28 @@ def next_token_losses(model: "LoadedModel", prompts: Sequence[Ids], at: At, repl
         prompts: token ids, n prompts of two tokens at least.
         at: the hook point, its layer absolute.
         replacements: what takes the place of the activation of every token but attention sinks, r of them; a pass for each.
+        given: the hook point from whose activations it is made, its layer absolute and before `at`; by default `at` itself. A token that is an attention sink
+            at either is left alone: from what stands out at `given` no fair replacement can be made, and what stands out at `at` is not to be missed.
 
     Returns:
         Sums over the next tokens of each prompt, float64 on the host: `losses` [1 + r, n], of the model as it is first, in nats; `kls` [r, n], the divergence
         KL(p‖q) of the distribution q with the replacement from p without, in nats; and `tokens` [n], how many next tokens a prompt has.
 
     Raises:
-        HookPointError: the model has no such hook point, or it can't be changed.
+        HookPointError: the model has no such hook point, or it can't be changed, or `given` comes after it.
         PromptError: a prompt has one token, or does not fit into the device's memory.
     """
     use_full_precision()
+    places = (at,) if given is None or given == at else (given, at)
     losses = torch.zeros(1 + len(replacements), len(prompts), dtype=torch.float64)
     kls = torch.zeros(len(replacements), len(prompts), dtype=torch.float64)
     for rows in _batches(prompts):
         ids, real = _padded([prompts[row] for row in rows], model.device)
-        plain, found = _passed(model, ids, real, at, None)
+        plain, found = _passed(model, ids, real, places, None)
+        ordinary = real & ~_sinks(found, real)
         losses[0, rows] = _summed(_losses(plain, ids), real)
         for number, replacement in enumerate(replacements):
-            changed, _ = _passed(model, ids, real, at, _at_ordinary_tokens(replacement, found, real))
+            changed, _ = _passed(model, ids, real, places, _at_ordinary_tokens(replacement, ordinary))
             losses[1 + number, rows] = _summed(_losses(changed, ids), real)
             kls[number, rows] = _summed((plain[:, :-1].exp() * (plain[:, :-1] - changed[:, :-1])).sum(dim=-1), real)
     return losses, kls, torch.tensor([len(prompt) - 1 for prompt in prompts])
@@ -76,31 +86,43 @@ def _padded(prompts: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tenso
     return ids, real
 
 
-def _passed(model: "LoadedModel", ids: Tensor, real: Tensor, at: At, change: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Log-probabilities of the next token [R, L, vocabulary] in float32, and the activation [R, L, width] that stood at the hook point before any change."""
+def _passed(model: "LoadedModel", ids: Tensor, real: Tensor, places: tuple[At, ...], change: Change | None) -> tuple[Tensor, list[Tensor]]:
+    """Log-probabilities of the next token [R, L, vocabulary] in float32, and the activations [R, L, width] at the places before any change.
+
+    The last place is the one that is changed, from the activations at the first and at itself.
+    """
     heard: list[Tensor] = []
 
     def hear(acts_RLD: Tensor) -> Tensor | None:
         heard.append(acts_RLD)
-        return None if change is None else change(acts_RLD)
+        if len(heard) < len(places) or change is None:
+            return None
+        return change(heard[0], acts_RLD)
 
-    handle = model.hook_points.resolve(at.point, at.layer).listen(hear)
-    try:
-        logits = model.hf(input_ids=ids, attention_mask=real.long(), use_cache=False).logits
-    except torch.OutOfMemoryError as error:
-        raise PromptError(f"a prompt of {ids.shape[1]} tokens with its logits does not fit into the memory of {model.device}; take shorter ones") from error
-    finally:
-        handle.remove()
-    return logits.to(torch.float32).log_softmax(dim=-1), heard[0]
+    taps = [model.hook_points.resolve(place.point, place.layer) for place in places]
+    if taps[0].order > taps[-1].order:
+        raise HookPointError(f"{taps[-1]} can't be made from {taps[0]}, which a forward pass comes by later")
+    with ExitStack() as listening:
+        for tap in taps:
+            listening.callback(tap.listen(hear).remove)
+        try:
+            logits = model.hf(input_ids=ids, attention_mask=real.long(), use_cache=False).logits
+        except torch.OutOfMemoryError as error:
+            raise PromptError(f"a prompt of {ids.shape[1]} tokens with its logits does not fit into the memory of {model.device}; take shorter ones") from error
+    return logits.to(torch.float32).log_softmax(dim=-1), heard
 
 
-def _at_ordinary_tokens(replacement: Replacement, found_RLD: Tensor, real: Tensor) -> Callable[[Tensor], Tensor]:
-    """Replaces the activations of real tokens that are no attention sinks; which they are is seen on what stands there without any change."""
-    ordinary = real.to(found_RLD.device) & ~sink_mask(token_norms(found_RLD), real.to(found_RLD.device))
+def _sinks(found: Sequence[Tensor], real: Tensor) -> Tensor:
+    """Which tokens are attention sinks at any of the places, bool [R, L]; seen on what stands there without any change."""
+    return torch.stack([sink_mask(token_norms(acts_RLD), real.to(acts_RLD.device)).to(real.device) for acts_RLD in found]).any(dim=0)
 
-    def change(acts_RLD: Tensor) -> Tensor:
-        changed = acts_RLD.clone()
-        changed[ordinary] = replacement(acts_RLD[ordinary].to(torch.float32)).to(acts_RLD.dtype)
+
+def _at_ordinary_tokens(replacement: Replacement, ordinary: Tensor) -> Change:
+    """Replaces the activations of these tokens."""
+
+    def change(given_RLD: Tensor, acts_RLD: Tensor) -> Tensor:
+        changed, where = acts_RLD.clone(), ordinary.to(acts_RLD.device)
+        changed[where] = replacement(given_RLD.to(acts_RLD.device)[where].to(torch.float32)).to(acts_RLD.dtype)
         return changed
 
     return change

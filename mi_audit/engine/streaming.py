@@ -1,4 +1,4 @@
-"""The activation of every token at one hook point, of more prompts than memory holds: batch by batch, in an order that follows from the prompts alone."""
+"""The activation of every token at a hook point, of more prompts than memory holds: batch by batch, in an order that follows from the prompts alone."""
 
 from collections import deque
 from collections.abc import Generator, Sequence
@@ -8,7 +8,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mi_audit.engine.batches import Batch, Ids, plan_batches
@@ -23,6 +25,9 @@ from mi_audit.plan.places import At
 
 if TYPE_CHECKING:
     from mi_audit.model.loaded import LoadedModel
+
+_Row = tuple[int, tuple[EveryToken, ...]]
+"""A prompt by its number, with what was read of it at each place."""
 
 
 def stream(model: "LoadedModel", prompts: Sequence[Ids], at: At, *, after: int = 0) -> Generator[list[tuple[int, EveryToken]]]:
@@ -43,15 +48,9 @@ def stream(model: "LoadedModel", prompts: Sequence[Ids], at: At, *, after: int =
         HookPointError: the model has no such hook point, or a pass did not come by it.
         PromptError: a batch does not fit into the device's memory.
     """
-    batches = batches_of(model, prompts)[after:]
-    passing: deque[Future[list[tuple[int, EveryToken]]]] = deque()
-    with closing(SideBySide(model, {at})) as threads:
-        for batch in batches:
-            passing.append(threads.start(partial(_read, model, threads.listening, batch, prompts, at)))
-            if len(passing) >= 2 * threads.number:
-                yield passing.popleft().result()
-        while passing:
-            yield passing.popleft().result()
+    with closing(_stream(model, prompts, (at,), after)) as passing:
+        for batch in passing:
+            yield [(number, read) for number, (read,) in batch]
 
 
 def batches_of(model: "LoadedModel", prompts: Sequence[Ids]) -> list[Batch]:
@@ -61,28 +60,46 @@ def batches_of(model: "LoadedModel", prompts: Sequence[Ids]) -> list[Batch]:
 
 def streamed(model: "LoadedModel", prompts: Sequence[Ids], at: At) -> list[EveryToken]:
     """What `stream` gives of all prompts, in their order. Raises as it does."""
-    with closing(stream(model, prompts, at)) as passing:
+    return [read for (read,) in streamed_together(model, prompts, (at,))]
+
+
+def streamed_together(model: "LoadedModel", prompts: Sequence[Ids], places: Sequence[At]) -> list[tuple[EveryToken, ...]]:
+    """Of all prompts, in their order, what every token has at each of several hook points, read in one pass. Raises as `stream`."""
+    with closing(_stream(model, prompts, tuple(places), 0)) as passing:
         found = dict(pair for batch in passing for pair in batch)
     return [found[number] for number in range(len(prompts))]
 
 
-def _read(model: "LoadedModel", listening: Listening, batch: Batch, prompts: Sequence[Ids], at: At) -> list[tuple[int, EveryToken]]:
-    layout = Layout.of(batch, prompts, model.device)
-    heard: list[Tensor] = []
+def _stream(model: "LoadedModel", prompts: Sequence[Ids], places: tuple[At, ...], after: int) -> Generator[list[_Row]]:
+    batches = batches_of(model, prompts)[after:]
+    passing: deque[Future[list[_Row]]] = deque()
+    with closing(SideBySide(model, set(places))) as threads:
+        for batch in batches:
+            passing.append(threads.start(partial(_read, model, threads.listening, batch, prompts, places)))
+            if len(passing) >= 2 * threads.number:
+                yield passing.popleft().result()
+        while passing:
+            yield passing.popleft().result()
 
-    def hear(_: At, acts_RLD: Tensor) -> None:
+
+def _read(model: "LoadedModel", listening: Listening, batch: Batch, prompts: Sequence[Ids], places: tuple[At, ...]) -> list[_Row]:
+    layout = Layout.of(batch, prompts, model.device)
+    heard: dict[At, tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
+
+    def hear(at: At, acts_RLD: Tensor) -> None:
         acts = Activations(layout, acts_RLD[0, :0].to(model.device), acts_RLD.to(model.device))
         prompts_B, tokens_T = layout.real.shape
-        heard.append(acts.at(torch.arange(tokens_T, device=model.device).expand(prompts_B, -1)).cpu())
-        heard.append(acts.sinks().cpu())
+        acts_BTD = acts.at(torch.arange(tokens_T, device=model.device).expand(prompts_B, -1))
+        heard[at] = acts_BTD.cpu().numpy(), acts.sinks().cpu().numpy()
 
     try:
-        listening.pass_through({at}, layout.arguments(model, None), hear)
+        listening.pass_through(set(places), layout.arguments(model, None), hear)
     except torch.OutOfMemoryError as error:
         raise PromptError(f"{batch.tokens(prompts)} tokens do not fit into the memory of {model.device} together; take shorter texts") from error
-    acts_BTD, sinks_BT = (each.numpy() for each in heard)
-    lengths = [len(prompts[index]) for index in batch.prompts]
-    return [
-        (index, EveryToken(prompts[index], acts_BTD[row, :length].copy(), sinks_BT[row, :length].copy()))
-        for row, (index, length) in enumerate(zip(batch.prompts, lengths, strict=True))
-    ]
+
+    def at_each(row: int, ids: Ids) -> tuple[EveryToken, ...]:
+        length = len(ids)
+        found = {at: EveryToken(ids, acts_BTD[row, :length].copy(), sinks_BT[row, :length].copy()) for at, (acts_BTD, sinks_BT) in heard.items()}
+        return tuple(found[at] for at in places)
+
+    return [(index, at_each(row, prompts[index])) for row, index in enumerate(batch.prompts)]

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from mi_audit.errors import HookPointError
 from mi_audit.model.ranges import ranges
 
-NAMES = ("embed", "resid_pre", "attn.hook_z", "attn_out", "resid_mid", "mlp.hook_post", "mlp_out", "resid_post")
+NAMES = ("embed", "resid_pre", "attn.hook_z", "attn_out", "resid_mid", "ln2.hook_normalized", "mlp.hook_in", "mlp.hook_post", "mlp_out", "resid_post")
 """Every hook point that exists, in the order in which a forward pass meets them."""
 
 Key = tuple[str, int | None]

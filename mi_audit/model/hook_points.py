@@ -13,21 +13,27 @@ from mi_audit.model.hook_map import HookMap, HookPoint, Key
 from mi_audit.model.slots import InputSlot, OutputSlot
 from mi_audit.model.structure import Decoder, Place, observe
 
+_INSTEAD = {
+    "resid_mid": "change attn_out of the same layer by the same amount",
+    "ln2.hook_normalized": "change mlp.hook_in of the same layer, which is what the norm's gain makes of it",
+}
+"""What to change where a hook point can only be read."""
+
 Callback = Callable[[Tensor], Tensor | None]
 """Receives an activation [batch, position, width]; what it returns, unless None, takes the activation's place."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tap(HookPoint):
-    """A hook point of a model that is loaded: the input or output of `module`.
+    """A hook point of a model that is loaded: the input or output of `module`, or what `through`, a module beside the model, makes of the input.
 
-    `writable` is False where a replaced activation would not reach the whole stream (`resid_mid`: change `attn_out` of the same layer by the same amount
-    instead).
+    `writable` is False where a replaced activation would not reach all that depends on it; errors name what to change instead.
     """
 
     module: nn.Module
     slot: InputSlot | OutputSlot
     writable: bool
+    through: nn.Module | None = None
 
     @property
     def side(self) -> Literal["input", "output"]:
@@ -36,7 +42,14 @@ class Tap(HookPoint):
 
     def listen(self, callback: Callback) -> RemovableHandle:
         """Call `callback` with the activation [batch, position, width] on every forward pass until the returned handle is removed."""
-        slot = self.slot
+        slot, through = self.slot, self.through
+        if isinstance(slot, InputSlot) and through is not None:
+            given, made_by = slot, through
+
+            def beside(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+                self._hear(callback, made_by(given.get(args, kwargs)))
+
+            return self.module.register_forward_hook(beside, with_kwargs=True)
         if isinstance(slot, InputSlot):
 
             def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -56,7 +69,7 @@ class Tap(HookPoint):
         if changed is None:
             return None
         if not self.writable:
-            raise HookPointError(f"{self} can be read but not changed: change attn_out of the same layer by the same amount")
+            raise HookPointError(f"{self} can be read but not changed: {_INSTEAD[self.name]}")
         if changed.shape != acts_BLD.shape:
             raise HookPointError(f"{self} was given a replacement of shape {tuple(changed.shape)} for {tuple(acts_BLD.shape)}")
         return changed
@@ -85,7 +98,7 @@ class HookPoints(HookMap[Tap]):
             if place.module is None or place.slot is None:
                 refused[key] = place.why_not
             else:
-                taps[key] = Tap(*key, place.width, place.module, place.slot, place.writable)
+                taps[key] = Tap(*key, place.width, place.module, place.slot, place.writable, place.through)
         return cls(taps, refused, len(decoder.blocks), decoder)
 
     def without(self, refused: Mapping[Key, str]) -> "HookPoints":

@@ -1,7 +1,8 @@
 """The self-check at load: do the hook points mean on this model what their names say?
 
 Per token, worst token, relative to the token's largest term: resid_pre + attn_out + mlp_out = resid_post and resid_pre + attn_out = resid_mid at every
-layer; the last block's output is not the final norm's; a padded batch gives what each prompt gives alone. A hook point that fails is refused.
+layer; what the norm before the feed-forward gives, times its gain, is what the feed-forward reads; the last block's output is not the final norm's; a padded
+batch gives what each prompt gives alone. A hook point that fails is refused.
 """
 
 import math
@@ -18,6 +19,7 @@ from mi_audit.model.checks import Check, SelfCheck
 from mi_audit.model.devices import input_device
 from mi_audit.model.hook_map import Key
 from mi_audit.model.hook_points import HookPoints
+from mi_audit.model.norms import gain_and_bias
 
 PROMPTS = (
     "The quick brown fox jumps over the lazy dog near the river bank.",
@@ -35,6 +37,7 @@ SUM_TOLERANCE = 1e-5
 
 SUM = "resid_pre + attn_out + mlp_out = resid_post"
 MIDDLE = "resid_pre + attn_out = resid_mid"
+GAIN = "ln2.hook_normalized · gain + bias = mlp.hook_in"
 FINAL = "the last block's output is not the final norm's"
 BATCHED = "batched = single"
 
@@ -68,6 +71,7 @@ def self_check(points: HookPoints, tokenizer: PreTrainedTokenizerBase) -> tuple[
         findings += [_compare(key, batched[key][row, : len(tokens)], acts[0]) for key, acts in single.items()]
         if row == 0:
             findings += _sums(points.n_layers, single)
+            findings += _gains(points, single)
             findings += _final(points, single, output)
     failed = {finding.key: f"its self-check failed: {_sentence(finding)}" for finding in findings if not finding.passed}
     remaining = points.without(failed)
@@ -119,6 +123,17 @@ def _sums(n_layers: int, acts: dict[Key, Tensor]) -> Iterator[Finding]:
             yield Finding(SUM, ("mlp_out", layer), worst, tolerance)
             if not attn_is_right:
                 yield Finding(SUM, ("attn_out", layer), worst, tolerance)
+
+
+def _gains(points: HookPoints, acts: dict[Key, Tensor]) -> Iterator[Finding]:
+    """The gain and bias of the norm before the feed-forward, seen from its response to a probe, make of what stands before them what the feed-forward reads."""
+    for tap in points.taps:
+        read = acts.get(("mlp.hook_in", tap.layer))
+        if tap.name != "ln2.hook_normalized" or read is None:
+            continue
+        gain, bias = (each.to(read.device).double() for each in gain_and_bias(tap.module, acts[tap.name, tap.layer]))
+        tolerance = max(SUM_TOLERANCE, 8 * torch.finfo(read.dtype).eps)
+        yield Finding(GAIN, (tap.name, tap.layer), _worst(acts[tap.name, tap.layer][0].double() * gain + bias, read[0]), tolerance)
 
 
 def _final(points: HookPoints, acts: dict[Key, Tensor], output_BLD: Tensor) -> Iterator[Finding]:

@@ -7,16 +7,17 @@ stream follow from which module received which tensor.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from mi_audit.errors import HookPointError
 from mi_audit.model.devices import input_device
+from mi_audit.model.kinds import has_experts, is_linear, is_norm
+from mi_audit.model.norms import without_gain
 from mi_audit.model.slots import InputSlot, OutputSlot, find_input, find_output
 
 OBSERVED_TOKENS = 5
@@ -24,13 +25,14 @@ OBSERVED_TOKENS = 5
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A tensor of the forward pass: the input or the output of `module`. `why_not` says why a place does not exist."""
+    """A tensor of the forward pass: the input or the output of `module`, or what `through` makes of the input. `why_not` says why a place does not exist."""
 
     module: nn.Module | None
     slot: InputSlot | OutputSlot | None
     width: int
     why_not: str = ""
     writable: bool = True
+    through: nn.Module | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ def observe(hf: PreTrainedModel) -> Decoder:
         for path, module in block.named_modules():
             watched[module] = f"{index}.{path}" if path else f"{index}"
     for path, module in base.named_children():
-        if _is_norm(module):
+        if is_norm(module):
             watched.setdefault(module, f"base.{path}")
     tokens = (torch.arange(OBSERVED_TOKENS, device=input_device(embedding)) * 7 + 11) % embedding.weight.shape[0]
     with _recording(watched, calls), torch.no_grad():
@@ -156,8 +158,11 @@ def _block(module: nn.Module, calls: list[Call], width: int) -> Block:
     mlp_out = _after_norm(mlp_raw, children)
     places["mlp_out"] = mlp_out.place_out() if mlp_out else _missing(f"no feed-forward module was found among {_listing(module)}")
     places["mlp.hook_post"] = post.place_in() if post else _missing(_why_no_neurons(mlp))
-    mid, parallel = _middle(children, own, attention, mlp)
+    first, norm = _entry(children, attention, mlp) if mlp else (None, None)
+    mid, parallel = _middle(own, attention, first, norm)
     places["resid_mid"] = mid
+    places["ln2.hook_normalized"] = _normalized(norm, attention)
+    places["mlp.hook_in"] = first.place_in() if first else _missing(f"no feed-forward module was found among {_listing(module)}")
     return Block(module, places, parallel)
 
 
@@ -178,8 +183,8 @@ def _attention(children: list[Call], inside: list[Call], width: int) -> tuple[Ca
 
 def _feed_forward(children: list[Call], inside: list[Call], attention: Call | None, width: int) -> tuple[Call | None, Call | None, Call | None]:
     """The feed-forward child, its down projection (None for experts), and the call whose output is its contribution."""
-    others = [child for child in children if child is not attention and not _is_norm(child.module)]
-    experts = [child for child in others if _has_experts(child.module)]
+    others = [child for child in children if child is not attention and not is_norm(child.module)]
+    experts = [child for child in others if has_experts(child.module)]
     if experts:
         return experts[-1], None, experts[-1]
     found = [(child, down) for child in others for down in [_projection(child, inside, width)] if down]
@@ -189,13 +194,32 @@ def _feed_forward(children: list[Call], inside: list[Call], attention: Call | No
     return child, down, child if _same(child.output, down.output) else down
 
 
-def _middle(children: list[Call], own: Call, attention: Call | None, mlp: Call | None) -> tuple[Place, bool]:
-    """Where the residual stream passes between attention and feed-forward, and whether the block is parallel (then nowhere)."""
-    if attention is None or mlp is None:
-        return _missing("the block has no attention followed by a feed-forward"), False
+def _entry(children: list[Call], attention: Call | None, mlp: Call) -> tuple[Call, Call | None]:
+    """What reads first in the feed-forward, and the norm that it reads from, if any."""
     # a feed-forward without a module of its own (fc1, fc2 in the block) begins at the first child that is called after the attention
-    first = mlp if not _is_linear(mlp.module) else next((child for child in children[children.index(attention) + 1 :] if _is_linear(child.module)), mlp)
-    norm = next((child for child in children if _is_norm(child.module) and _same(child.output, first.input)), None)
+    after = children[children.index(attention) + 1 :] if attention is not None else children
+    first = mlp if not is_linear(mlp.module) else next((child for child in after if is_linear(child.module)), mlp)
+    return first, next((child for child in children if is_norm(child.module) and _same(child.output, first.input)), None)
+
+
+def _normalized(norm: Call | None, attention: Call | None) -> Place:
+    """What the norm before the feed-forward gives, before its gain."""
+    if norm is None or norm.input is None:
+        return _missing("no norm stands before the feed-forward, which reads the residual stream as it is")
+    if attention is not None and _same(norm.output, attention.input):
+        return _missing("attention and feed-forward read what one norm gives (a parallel block), so there is no second one")
+    pure = without_gain(norm.module, norm.input)
+    if pure is None:
+        return _missing(
+            f"{type(norm.module).__name__} does not multiply with a gain and add a bias after normalising, so what stands before them can't be told"
+        )
+    return replace(norm.place_in(writable=False), through=pure)
+
+
+def _middle(own: Call, attention: Call | None, first: Call | None, norm: Call | None) -> tuple[Place, bool]:
+    """Where the residual stream passes between attention and feed-forward, and whether the block is parallel (then nowhere)."""
+    if attention is None or first is None:
+        return _missing("the block has no attention followed by a feed-forward"), False
     reader = norm or first
     if _same(reader.input, own.input) or _same(first.input, attention.input):
         return _missing("attention and feed-forward both read resid_pre (a parallel block), so there is no middle of the residual stream"), True
@@ -207,13 +231,13 @@ def _after_norm(raw: Call | None, children: list[Call]) -> Call | None:
     """The norm that receives a contribution before it is added to the stream (Gemma 2 and 3, OLMo 2), else the contribution itself."""
     if raw is None:
         return None
-    return next((child for child in children if _is_norm(child.module) and _same(child.input, raw.output)), raw)
+    return next((child for child in children if is_norm(child.module) and _same(child.input, raw.output)), raw)
 
 
 def _projection(child: Call, inside: list[Call], width: int) -> Call | None:
     """The last linear map onto the residual width that was called at or below `child`."""
     below = [call for call in inside if call.path == child.path or call.path.startswith(f"{child.path}.")]
-    return next((call for call in reversed(below) if _is_linear(call.module) and call.output is not None and call.output.shape[-1] == width), None)
+    return next((call for call in reversed(below) if is_linear(call.module) and call.output is not None and call.output.shape[-1] == width), None)
 
 
 @contextmanager
@@ -246,7 +270,7 @@ def _missing(reason: str) -> Place:
 
 
 def _why_no_neurons(mlp: Call | None) -> str:
-    if mlp is not None and _has_experts(mlp.module):
+    if mlp is not None and has_experts(mlp.module):
         return "the feed-forward is a mixture of experts: which neurons exist depends on the token, so there is no single hidden activation"
     return "no down projection was found"
 
@@ -269,19 +293,6 @@ def _is_multiple(one: Tensor | None, other: Tensor | None) -> bool:
     other = other.to(one.device)
     factor = (one.double() * other.double()).sum() / other.double().square().sum()
     return bool((one.double() - factor * other.double()).norm() <= 4 * torch.finfo(one.dtype).eps * one.double().norm())
-
-
-def _is_linear(module: nn.Module) -> bool:
-    """A linear map: its weight is a matrix and it is no norm, embedding or container (covers Conv1D and quantised linears)."""
-    return isinstance(module, (nn.Linear, Conv1D)) or ("linear" in type(module).__name__.lower() and not any(module.children()))
-
-
-def _is_norm(module: nn.Module) -> bool:
-    return "norm" in type(module).__name__.lower() and not any(module.children())
-
-
-def _has_experts(module: nn.Module) -> bool:
-    return any("expert" in path.lower() for path, _ in module.named_modules())
 
 
 def _listing(module: nn.Module) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 from mi_audit.errors import PlanError
 from mi_audit.plan.digest import Json
 
-HOOK_POINTS = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "attn.hook_z", "mlp.hook_post")
+HOOK_POINTS = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "attn.hook_z", "ln2.hook_normalized", "mlp.hook_in", "mlp.hook_post")
 """TransformerLens's names; `embed` alone has no layer."""
 
 
@@ -54,7 +54,8 @@ def at(point: str, *, layer: int | None = None, depth: float | None = None) -> A
     """Name a hook point: `mi.at("resid_post", depth=0.6)` or `mi.at("resid_post", layer=16)`.
 
     Args:
-        point: a TransformerLens name, one of `embed`, `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `attn.hook_z`, `mlp.hook_post`.
+        point: a TransformerLens name, one of `embed`, `resid_pre`, `resid_mid`, `resid_post`, `attn_out`, `mlp_out`, `attn.hook_z`, `ln2.hook_normalized` (what
+            the norm before the feed-forward gives, before its gain), `mlp.hook_in` (after it: what the feed-forward reads), `mlp.hook_post`.
         layer: the block, counted from 0.
         depth: relative depth from 0 (first block) to 1 (last block), rounded to the nearest block, halves towards the last:
             `floor(depth × (n_layers − 1) + 0.5)`. One audit then serves models of any size.

@@ -4,14 +4,12 @@ Facts of the format are those of sae-lens 6 (`sae_lens.saes`, `sae_lens.loading.
 """
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from mi_audit.errors import PlanError
 from mi_audit.plan.digest import Json
-from mi_audit.plan.places import HOOK_POINTS, At
 
 Architecture = Literal["standard", "gated", "jumprelu", "topk", "abstopk", "transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"]
 """Those whose encoder is one matrix product and an activation: read straight from their files."""
@@ -19,7 +17,6 @@ Architecture = Literal["standard", "gated", "jumprelu", "topk", "abstopk", "tran
 Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
 
 _LARGEST: Final = 2**24
-_HOOK: Final = re.compile(r"blocks\.(\d{1,4})\.(?:hook_)?([a-z_.]+)")
 
 
 @dataclass(frozen=True)
@@ -30,6 +27,7 @@ class SaeMetadata:
         model_name: as TransformerLens calls the model.
         hook_name: TransformerLens's name of the hook point that it encodes.
         hook_name_out: of the one that it reconstructs, where that is another (transcoders).
+        hf_hook_name, hf_hook_name_out: transformers' names of both, where the file gives them.
         prepend_bos: whether each text of its training began with a BOS token.
         context_size: tokens of a text of its training.
         centred: whether it was trained on a residual stream whose mean over the width was taken out (`center_writing_weights`).
@@ -40,6 +38,8 @@ class SaeMetadata:
     model_name: str | None = None
     hook_name: str | None = None
     hook_name_out: str | None = None
+    hf_hook_name: str | None = None
+    hf_hook_name_out: str | None = None
     prepend_bos: bool | None = None
     context_size: int | None = None
     centred: bool = False
@@ -70,16 +70,6 @@ class SaeConfig:
     def selectable(self) -> bool:
         """Whether a latent's value needs no other latent, so that selected columns of the encoder give it exactly."""
         return self.architecture in get_args(Architecture) and self.k is None
-
-    @property
-    def at(self) -> At | None:
-        """The hook point that its metadata names; None where they are silent.
-
-        Raises:
-            PlanError: they name one that can't be read.
-        """
-        name = self.metadata.hook_name
-        return None if name is None else _place(name)
 
     def describe(self) -> dict[str, Json]:
         """JSON-ready description."""
@@ -121,22 +111,6 @@ def _object(content: bytes, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise PlanError(f"{where} holds no JSON object; give the folder that sae-lens's save_model wrote")
     return value
-
-
-def _place(hook_name: str) -> At:
-    if hook_name == "hook_embed":
-        return At("embed")
-    found = _HOOK.fullmatch(hook_name)
-    point = {"attn.hook_z": "attn.hook_z", "mlp.hook_post": "mlp.hook_post"}.get(found[2], found[2]) if found else ""
-    if found is None or point not in HOOK_POINTS or point == "embed":
-        raise PlanError(f"the SAE reads {hook_name!r}, which is no hook point that can be read; those are {', '.join(HOOK_POINTS)}")
-    return At(point, layer=int(found[1]))
-
-
-def hook_name_of(at: At) -> str:
-    """TransformerLens's name of a hook point, its layer absolute."""
-    point = at.point if "." in at.point else f"hook_{at.point}"
-    return point if at.layer is None else f"blocks.{at.layer}.{point}"
 
 
 class _Reader:
@@ -226,6 +200,8 @@ class _Reader:
             model_name=self._text("model_name", self._metadata),
             hook_name=self._text("hook_name", self._metadata) or self._text("hook_point", self._metadata),
             hook_name_out=self._text("hook_name_out", self._metadata),
+            hf_hook_name=self._text("hf_hook_name", self._metadata),
+            hf_hook_name_out=self._text("hf_hook_name_out", self._metadata),
             prepend_bos=prepend if isinstance(prepend, bool) else None,
             context_size=context if isinstance(context, int) and not isinstance(context, bool) and context > 0 else None,
             centred=isinstance(kwargs, dict) and kwargs.get("center_writing_weights") is True,

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from mi_audit.engine.every_token import EveryToken
 from mi_audit.model.loaded import LoadedModel
 from mi_audit.plan.digest import Json
-from mi_audit.plan.places import At
 from mi_audit.plan.saes import SaeSpec
 from mi_audit.saes.measuring import reconstruction, recovery
 from mi_audit.stats.checks import Floats
@@ -56,14 +55,13 @@ class HeldOut:
         return dict(vars(self))
 
 
-def held_out(model: LoadedModel, sae: SaeSpec, at: At, contexts: Sequence[EveryToken], seen: NDArray[np.float32], components: int) -> HeldOut:
+def held_out(model: LoadedModel, sae: SaeSpec, contexts: Sequence[EveryToken], seen: NDArray[np.float32], components: int) -> HeldOut:
     """Measure an SAE.
 
     Args:
         model: the model that it was trained on.
         sae: the SAE.
-        at: where it encodes, its layer absolute.
-        contexts: held-out text with its activations there.
+        contexts: held-out text with its activations where it encodes.
         seen: a sample of the activations that it was trained on [n, d_in].
         components: principal components to hold against it.
 
@@ -72,7 +70,7 @@ def held_out(model: LoadedModel, sae: SaeSpec, at: At, contexts: Sequence[EveryT
     """
     found, groups = reconstruction(sae, contexts), [str(number) for number in range(len(contexts))]
     few = _beginning(contexts, RECOVERED_ON)
-    recovered_from = recovery(model, sae, at, [each.ids for each in few], found.sums.sum(axis=0) / found.tokens.sum())
+    recovered_from = recovery(model, sae, [each.ids for each in few], found.sums.sum(axis=0) / found.tokens.sum())
     explained, recovered = found.explained_variance(groups, ALPHA), recovered_from.recovered(groups[: len(few)], ALPHA)
     return HeldOut(
         contexts=len(contexts),

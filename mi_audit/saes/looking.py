@@ -107,12 +107,10 @@ def look(model: AuditedModel, sae: SaeSpec, latent: int, suite: Suite, cache: Ac
 
 
 def _logits(model: AuditedModel, sae: SaeSpec, latent: int) -> tuple[tuple[tuple[str, float], ...], tuple[tuple[str, float], ...], str]:
-    if sae.config.is_transcoder:
-        return (), (), "a transcoder writes to another hook point than it reads"
     row = weights_of(sae).W_dec[latent]
     loaded = model.loaded()
     try:
-        effect = logit_effect(loaded, sae.at.in_model(model.n_layers), row / row.norm().clamp(min=1e-12))
+        effect = logit_effect(loaded, sae.reconstructs.in_model(model.n_layers), row / row.norm().clamp(min=1e-12))
     except DetectorError as error:
         return (), (), str(error)
     order = torch.argsort(effect, stable=True).tolist()

@@ -16,9 +16,9 @@ from mi_audit.engine.streaming import batches_of, stream, streamed
 from mi_audit.errors import DetectorError
 from mi_audit.model.loaded import LoadedModel
 from mi_audit.plan.digest import Json, digest_of
+from mi_audit.plan.hook_names import hook_name_of
 from mi_audit.plan.places import At
 from mi_audit.plan.recipe import COUNTED, Recipe
-from mi_audit.plan.sae_config import hook_name_of
 from mi_audit.plan.saes import CONFIG, WEIGHTS, spec_of
 from mi_audit.saes.corpus import Corpus
 from mi_audit.saes.held_out import HeldOut, held_out
@@ -77,7 +77,7 @@ def make(model: LoadedModel, at: At, corpus: Corpus, recipe: Recipe, context: in
     trained.save_inference_model(fresh)
     _cast(fresh, recipe)
     contexts = streamed(model, corpus.held_out, at)
-    quality = held_out(model, spec_of(fresh, str(out), model=model.ref), at, contexts, seen, _components(recipe, width))
+    quality = held_out(model, spec_of(fresh, str(out), model=model.ref), contexts, seen, _components(recipe, width))
     _publish(fresh, quality, recipe)
     versions: dict[str, Json] = {name: metadata.version(name) for name in ("mi-audit", "sae-lens", "torch", "transformers")}
     card: dict[str, Json] = {

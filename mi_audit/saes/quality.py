@@ -28,7 +28,7 @@ class Measured:
 
 @dataclass(frozen=True, eq=False)
 class Reconstruction:
-    """What an SAE makes of the activations of n prompts. Sums over a prompt's tokens, attention sinks left out, float64.
+    """What an SAE makes of the activations of n prompts. Sums over a prompt's tokens, attention sinks left out, float64; x stands where x̂ belongs.
 
     Attributes:
         tokens: [n].

@@ -6,7 +6,7 @@ import torch
 from mi_audit.engine.capture import Site, capture
 from mi_audit.engine.tokens import encode
 from mi_audit.model.load import load
-from mi_audit.plan.places import At, Tokens
+from mi_audit.plan.places import HOOK_POINTS, At, Tokens
 from mi_audit.suites.prompt import Message, Prompt
 from tests.agreement.bridge import TOLERANCE, activations, bridge_of, worst
 from tests.agreement.tiny_models import save_tiny
@@ -64,9 +64,7 @@ def test_captures_agree_on_small_models(tmp_path, architecture):
     model = load(str(save_tiny(tmp_path, architecture)), progress=False)
     bridge = bridge_of(model)
     points = {point for point, _ in check_every_token(model, bridge, SHORT, budget=4096)}
-    assert points == {"embed", "resid_pre", "resid_post", "attn_out", "mlp_out", "attn.hook_z", "mlp.hook_post"} | (
-        {"resid_mid"} if architecture != "gpt_neox" else set()
-    )
+    assert points == set(HOOK_POINTS) - {"gpt_neox": {"resid_mid"}, "olmo2": {"ln2.hook_normalized"}}.get(architecture, set())
     check_chats(model, bridge)
 
 

@@ -12,8 +12,15 @@ from tests.agreement.bridge import TOLERANCE, activations, bridge_of, worst
 from tests.agreement.tiny_models import save_tiny
 
 LENGTHS = (23, 11, 5)
-ALL = {"embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "attn.hook_z", "mlp.hook_post"}
-ABSENT = {"gpt_neox": {"resid_mid"}, "phi": {"resid_mid"}, "falcon": {"resid_mid"}, "mixtral": {"mlp.hook_post"}}
+ALL = {"embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "attn.hook_z", "ln2.hook_normalized", "mlp.hook_in", "mlp.hook_post"}
+NO_SECOND_NORM = {"ln2.hook_normalized"}
+ABSENT = {
+    "gpt_neox": {"resid_mid"},
+    "phi": {"resid_mid"} | NO_SECOND_NORM,
+    "falcon": {"resid_mid"} | NO_SECOND_NORM,
+    "olmo2": NO_SECOND_NORM,
+    "mixtral": {"mlp.hook_post"},
+}
 ARCHITECTURES = ("gpt2", "gpt_neox", "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "olmo2", "mixtral", "phi", "falcon")
 
 

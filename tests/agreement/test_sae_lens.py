@@ -98,7 +98,7 @@ def test_what_an_sae_explains_and_recovers_is_what_sae_lens_measures(tiny_llama,
     assert ours.l0(groups, 0.025).value == pytest.approx(float(torch.cat(fired).mean()), rel=1e-4)
 
     ids = [each.ids for each in encoded]
-    cost = recovery(tiny_llama, spec, spec.at, ids, ours.sums.sum(0) / ours.tokens.sum())
+    cost = recovery(tiny_llama, spec, ids, ours.sums.sum(0) / ours.tokens.sum())
     found = [get_recons_loss(theirs, bridge, ActivationScaler(), torch.tensor([each]), compute_kl=True, compute_ce_loss=True) for each in ids]
     sums = {name: sum(float(part[name].double().sum()) for part in found) for name in found[0]}
     assert cost.plain.sum() == pytest.approx(sums["ce_loss_without_sae"], rel=1e-4)
@@ -108,3 +108,54 @@ def test_what_an_sae_explains_and_recovers_is_what_sae_lens_measures(tiny_llama,
     assert cost.recovered(groups, 0.025, zero=True).value == pytest.approx(score, rel=1e-3)
     last = sum(float(part["kl_div_with_sae"][:, :-1].double().sum()) for part in found)  # sae-lens counts the last position too, after which nothing stands
     assert cost.kl.sum() == pytest.approx(last, rel=1e-3)
+
+
+@pytest.mark.parametrize("read", ["ln2.hook_normalized", "mlp.hook_in"])
+def test_what_a_transcoder_explains_and_recovers_is_what_sae_lens_s_class_does_on_a_bridge(read: str, tiny_llama, tmp_path: Path) -> None:
+    from mi_audit.engine.encoding import encode_all
+    from mi_audit.engine.streaming import streamed_together
+    from mi_audit.sae_sources import sae
+    from mi_audit.saes.measuring import reconstruction, recovery
+    from tests.agreement.bridge import bridge_of
+    from tests.unit.texts import texts
+
+    width, into, out = tiny_llama.d_model, f"blocks.1.{read}", "blocks.1.hook_mlp_out"
+    metadata = {"hook_name": into, "hook_name_out": out}
+    theirs = saved(tmp_path, "jumprelu_skip_transcoder", {"d_in": width, "d_out": width, "apply_b_dec_to_input": False, "metadata": metadata})
+    spec, bridge = sae(tmp_path), bridge_of(tiny_llama)
+    ids = [each.ids for each in encode_all(tiny_llama, texts(8), None)]
+    given, wanted = zip(*streamed_together(tiny_llama, ids, (spec.at, spec.reconstructs)), strict=True)
+    assert not any(each.sinks.any() for each in (*given, *wanted))
+    groups = [str(number) for number in range(8)]
+    ours = reconstruction(spec, given, wanted)
+    cost = recovery(tiny_llama, spec, ids, ours.sums.sum(0) / ours.tokens.sum())
+
+    acts = [bridge.run_with_cache(torch.tensor([each]), names_filter=[into, out])[1] for each in ids]
+    with torch.no_grad():
+        made = torch.cat([theirs(each[into])[0] for each in acts]).double()
+        fired = torch.cat([(theirs.encode(each[into])[0] != 0).sum(dim=-1) for each in acts]).double()
+    goal = torch.cat([each[out][0] for each in acts]).double()
+    mean = goal.mean(dim=0)
+    explained = 1 - ((goal - made) ** 2).sum() / ((goal - mean) ** 2).sum()
+    assert ours.explained_variance(groups, 0.025).value == pytest.approx(float(explained), rel=1e-4)
+    assert ours.l0(groups, 0.025).value == pytest.approx(float(fired.mean()), rel=1e-4)
+
+    def losses(replace) -> tuple[float, torch.Tensor]:
+        """The summed loss of all next tokens, and their log-probabilities, with what `replace` makes of the transcoder's input in the place of its output."""
+        total, logps = 0.0, []
+        for each in ids:
+            kept = {}
+            hooks = [(into, lambda x, hook, kept=kept: kept.update(x=x)), (out, lambda y, hook, kept=kept: replace(kept["x"], y))]
+            with torch.no_grad():
+                logp = bridge.run_with_hooks(torch.tensor([each]), fwd_hooks=hooks).log_softmax(dim=-1)[0, :-1].double()
+            total -= float(logp.gather(-1, torch.tensor(each[1:])[:, None]).sum())
+            logps.append(logp)
+        return total, torch.cat(logps)
+
+    (plain, p), (spliced, q) = losses(lambda x, y: y), losses(lambda x, y: theirs(x))
+    by_mean, by_zeros = losses(lambda x, y: mean.float().expand_as(y))[0], losses(lambda x, y: torch.zeros_like(y))[0]
+    assert abs(spliced - plain) > 1 and abs(by_mean - plain) > 0.1
+    for sums, expected in ((cost.plain, plain), (cost.sae, spliced), (cost.mean, by_mean), (cost.zero, by_zeros)):
+        assert sums.sum() == pytest.approx(expected, rel=1e-5)
+    assert cost.kl.sum() == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-3)
+    assert cost.recovered(groups, 0.025).value == pytest.approx((by_mean - spliced) / (by_mean - plain), rel=1e-3)

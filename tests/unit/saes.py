@@ -11,12 +11,14 @@ from mi_audit.plan.saes import CONFIG, WEIGHTS
 
 def save_sae(folder: Path, d_in: int, d_sae: int, architecture: str = "standard", *, seed: int = 0, metadata: dict | None = None, **options) -> Path:
     """An SAE with random weights, of the kinds that have one bias alone, or a threshold too."""
+    if architecture == "transcoder":
+        options = {"d_out": d_in, "apply_b_dec_to_input": False, **options}
     draw = torch.Generator().manual_seed(seed)
     tensors = {
         "W_enc": torch.randn(d_in, d_sae, generator=draw) / d_in**0.5,
-        "W_dec": torch.randn(d_sae, d_in, generator=draw) / d_in**0.5,
+        "W_dec": torch.randn(d_sae, options.get("d_out", d_in), generator=draw) / d_in**0.5,
         "b_enc": torch.randn(d_sae, generator=draw) * 0.1,
-        "b_dec": torch.randn(d_in, generator=draw) * 0.1,
+        "b_dec": torch.randn(options.get("d_out", d_in), generator=draw) * 0.1,
     }
     if architecture == "jumprelu":
         tensors["threshold"] = torch.rand(d_sae, generator=draw) * 0.3

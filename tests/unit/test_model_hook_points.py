@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -40,6 +41,10 @@ def test_errors_say_what_there_is():
         points.resolve("embed", 0)
     with pytest.raises(HookPointError, match="mixture of experts"):
         HookPoints.of(tiny_model("mixtral")).resolve("mlp.hook_post", 0)
+    with pytest.raises(HookPointError, match="no norm stands before the feed-forward"):
+        HookPoints.of(tiny_model("olmo2")).resolve("ln2.hook_normalized", 0)
+    with pytest.raises(HookPointError, match="read what one norm gives"):
+        HookPoints.of(tiny_model("falcon")).resolve("ln2.hook_normalized", 0)
 
 
 def test_unresolvable_architecture_lists_what_was_found():
@@ -53,7 +58,7 @@ def test_widths_are_measured():
     points = HookPoints.of(tiny_model("qwen3"))
     assert {(name, width) for name, _, width in points.available()} == {
         ("embed", WIDTH),
-        *((name, WIDTH) for name in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")),
+        *((name, WIDTH) for name in ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "ln2.hook_normalized", "mlp.hook_in")),
         ("attn.hook_z", 64),
         ("mlp.hook_post", 64),
     }
@@ -83,7 +88,7 @@ def test_taps_sort_as_a_forward_pass_meets_them():
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "llama", "gemma2", "olmo2", "bloom"])
-@pytest.mark.parametrize("name", ["resid_pre", "attn_out", "mlp_out", "resid_post", "attn.hook_z", "mlp.hook_post"])
+@pytest.mark.parametrize("name", ["resid_pre", "attn_out", "mlp_out", "resid_post", "attn.hook_z", "mlp.hook_in", "mlp.hook_post"])
 def test_what_is_written_is_what_the_stream_carries(architecture, name):
     points = HookPoints.of(tiny_model(architecture))
     layer = 1
@@ -111,12 +116,22 @@ def test_writing_attention_output_moves_the_stream_by_as_much():
     torch.testing.assert_close(moved, mid + 3.0)
 
 
-def test_the_middle_of_the_stream_refuses_a_change():
+@pytest.mark.parametrize(("name", "instead"), [("resid_mid", "change attn_out of the same layer"), ("ln2.hook_normalized", "change mlp.hook_in")])
+def test_what_can_only_be_read_refuses_a_change(name, instead):
     points = HookPoints.of(tiny_model("llama"))
-    handle = points.resolve("resid_mid", 1).listen(lambda acts: acts + 1)
-    with pytest.raises(HookPointError, match="change attn_out of the same layer"):
+    handle = points.resolve(name, 1).listen(lambda acts: acts + 1)
+    with pytest.raises(HookPointError, match=instead):
         points.decoder.base(input_ids=TOKENS, use_cache=False)
     handle.remove()
+
+
+def test_self_check_refuses_a_norm_whose_gain_was_left_in():
+    hf, tokenizer = tiny("gemma2")
+    points = HookPoints.of(hf)
+    record, checked = self_check(with_tap(points, "ln2.hook_normalized", 2, through=deepcopy(hf.model.layers[2].pre_feedforward_layernorm)), tokenizer)
+    assert {(name, layer) for name, layer, _ in record.refused} == {("ln2.hook_normalized", 2)} and self_check(points, tokenizer)[0].passed
+    with pytest.raises(HookPointError, match=r"ln2.hook_normalized · gain \+ bias = mlp.hook_in is off by"):
+        checked.resolve("ln2.hook_normalized", 2)
 
 
 def test_an_output_of_another_form_is_an_error_and_not_a_batch_item():

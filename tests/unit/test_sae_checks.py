@@ -1,6 +1,7 @@
 """An SAE that stands for the activations may testify; one that does not decides nothing, and the floor that it misses is named."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,10 +15,14 @@ from mi_audit.detectors.latents import RANDOM_LATENTS
 from mi_audit.detectors.readings import NULL
 from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.capture import Site, capture
+from mi_audit.engine.every_token import EveryToken
+from mi_audit.engine.splicing import next_token_losses
+from mi_audit.engine.streaming import streamed
 from mi_audit.errors import DetectorError, MiAuditError
 from mi_audit.plan.measurements import EstimateSpec, ReadSpec
 from mi_audit.plan.places import Tokens
 from mi_audit.plan.saes import CONFIG, WEIGHTS
+from mi_audit.saes.measuring import reconstruction
 from mi_audit.stats.auroc import auroc_value
 from mi_audit.stats.claim import decide
 from mi_audit.stats.verdict import Verdict
@@ -115,6 +120,90 @@ def test_another_width_is_refused(tiny_llama, tmp_path):
     folder = save_sae(tmp_path / "wide", tiny_llama.d_model + 1, 80, metadata=HOOK)
     with pytest.raises(DetectorError, match=r"d_in: it encodes \d+ numbers, but resid_post at layer 1 of .* has \d+; it was trained on another model"):
         bench(tiny_llama).read(ReadSpec(mi.latent(mi.sae(folder), 0, name="answer"), ANSWERS["test"]))
+
+
+@pytest.fixture
+def exact_transcoder(tmp_path, tiny_llama):
+    """One that gives every activation on: what leaves block 1 is what enters block 2."""
+    one, folder = torch.eye(tiny_llama.d_model), tmp_path / "exact-transcoder"
+    folder.mkdir()
+    tensors = {"W_enc": torch.cat([one, -one], 1), "W_dec": torch.cat([one, -one]), "b_enc": torch.zeros(2 * len(one)), "b_dec": torch.zeros(len(one))}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
+    metadata = {**HOOK, "hook_name_out": "blocks.2.hook_resid_pre"}
+    config = {"architecture": "transcoder", "d_in": len(one), "d_out": len(one), "d_sae": 2 * len(one), "metadata": metadata}
+    (folder / CONFIG).write_text(json.dumps(config))
+    return folder
+
+
+def test_a_transcoder_testifies_of_what_it_reconstructs(tiny_llama, exact_transcoder):
+    sae = mi.sae(exact_transcoder)
+    one, reading = bench(tiny_llama), ReadSpec(mi.latent(sae, telling(tiny_llama, sae), name="answer"), ANSWERS["test"])
+    assert decide(one.estimate(EstimateSpec(reading, "auroc")), ">=", 0.6).verdict is Verdict.PASS
+    quality = one.sae_quality(reading)
+    assert quality.explained_variance.value == pytest.approx(1, abs=1e-6) and quality.loss_recovered.value == pytest.approx(1, abs=1e-3)
+    elsewhere = json.loads((exact_transcoder / CONFIG).read_text())
+    elsewhere["metadata"]["hook_name_out"] = "blocks.2.hook_mlp_out"
+    (exact_transcoder / CONFIG).write_text(json.dumps(elsewhere))
+    claim = decide(bench(tiny_llama).estimate(EstimateSpec(replace(reading, detector=mi.latent(mi.sae(exact_transcoder), 0, name="a")), "auroc")), ">=", 0.6)
+    assert claim.verdict is Verdict.INCONCLUSIVE and "(explained_variance)" in claim.reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_out": 33}, r"d_out: it reconstructs 33 numbers, but resid_pre at layer 2 of .* has 32; it was trained on another model"),
+        ({"metadata": HOOK}, r"do not say which hook point it reconstructs"),
+        (
+            {"metadata": {**HOOK, "hook_name_out": "blocks.0.hook_mlp_out"}},
+            r"hook_name_out: a forward pass meets mlp_out at layer 0 before resid_post at layer 1",
+        ),
+    ],
+)
+def test_a_transcoder_that_can_not_be_measured_is_refused(tiny_llama, exact_transcoder, changes, message):
+    config = json.loads((exact_transcoder / CONFIG).read_text())
+    (exact_transcoder / CONFIG).write_text(json.dumps(config | changes))
+    with pytest.raises(MiAuditError, match=message):
+        bench(tiny_llama).read(ReadSpec(mi.latent(mi.sae(exact_transcoder), 0, name="answer"), ANSWERS["test"]))
+
+
+def test_sinks_of_either_hook_point_are_left_out_of_what_a_transcoder_is_worth(tiny_llama, exact_transcoder):
+    sae, rows = mi.sae(exact_transcoder), torch.randn(6, tiny_llama.d_model, generator=torch.Generator().manual_seed(0)).numpy()
+    given, wanted = rows.copy(), rows.copy()
+    given[1] *= 100
+    wanted[4] *= -100
+    flags = np.eye(6, dtype=np.bool_)
+    found = reconstruction(sae, [EveryToken((1,) * 6, given, flags[1])] * 2, [EveryToken((1,) * 6, wanted, flags[4])] * 2)
+    assert found.tokens.tolist() == [4, 4] and found.explained_variance(["a", "b"], 0.025).value == pytest.approx(1, abs=1e-6)
+
+
+def test_sinks_of_either_hook_point_keep_their_activation(tiny_llama):
+    """The first token is made one at the embedding; at the hook point that is replaced it is not."""
+    ids, at, read = (1, *range(40, 60)), mi.at("attn_out", layer=2), mi.at("embed")
+    with torch.no_grad():
+        tiny_llama.base.embed_tokens.weight[1] *= 10
+    losses, _, _ = next_token_losses(tiny_llama, [ids], at, [lambda acts: torch.full_like(acts, 3.0)], given=read)
+
+    def filled_from(first):
+        def fill(acts):
+            changed = acts.clone()
+            changed[:, first:] = 3.0
+            return changed
+
+        handle = tiny_llama.hook_points.resolve(at.point, at.layer).listen(fill)
+        with torch.no_grad():
+            logits = tiny_llama.hf(input_ids=torch.tensor([ids])).logits[0, :-1]
+        handle.remove()
+        return float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[1:]), reduction="sum"))
+
+    (acts,) = streamed(tiny_llama, [ids], at)
+    assert not acts.sinks.any() and filled_from(0) != pytest.approx(filled_from(1), rel=1e-3)
+    assert losses[1, 0] == pytest.approx(filled_from(1), rel=1e-5)
+
+
+def test_latents_of_a_transcoder_are_found(tiny_folder, exact_transcoder, tmp_path, monkeypatch):
+    monkeypatch.setenv("MI_AUDIT_CACHE", str(tmp_path / "cache"))
+    found = mi.find_latents(mi.sae(exact_transcoder), ANSWERS, model=str(tiny_folder))
+    assert found.latents and found.quality.below == ()
 
 
 def test_what_was_checked_once_is_not_checked_again(tiny_llama, exact, tmp_path):

@@ -68,9 +68,29 @@ def test_an_sae_says_where_it_is_read(tmp_path):
     with pytest.raises(PlanError, match=r"do not say which hook point it encodes; say it with at="):
         sae(folder)
     assert sae(folder, at=mi.at("resid_post", layer=2)).at == mi.at("resid_post", layer=2)
-    changed(folder, metadata={"hook_name": "blocks.1.ln2.hook_normalized"})
-    with pytest.raises(PlanError, match=r"'blocks.1.ln2.hook_normalized', which is no hook point that can be read"):
+    changed(folder, metadata={"hook_name": "blocks.1.attn.hook_q"})
+    with pytest.raises(PlanError, match=r"hook_name: 'blocks.1.attn.hook_q' is no hook point that can be read"):
         sae(folder)
+    changed(folder, metadata=HOOK)
+    with pytest.raises(PlanError, match=r"out=mlp_out at layer 1: it is no transcoder"):
+        sae(folder, out=mi.at("mlp_out", layer=1))
+
+
+def test_a_transcoder_says_what_it_reads_and_what_it_reconstructs(tmp_path):
+    folder = save_sae(tmp_path, 16, 40, "transcoder", metadata={"hook_name": "blocks.1.ln2.hook_normalized", "hook_name_out": "blocks.1.hook_mlp_out"})
+    found, out = sae(folder), mi.at("mlp_out", layer=1)
+    assert (found.at, found.reconstructs) == (mi.at("ln2.hook_normalized", layer=1), out) and sae(folder, out=out) == found
+    with pytest.raises(PlanError, match=r"declared at mlp_out at layer 2, but its metadata \(hook_name_out\) say mlp_out at layer 1; leave out= out"):
+        sae(folder, out=mi.at("mlp_out", layer=2))
+    changed(folder, metadata={"hook_name": "blocks.1.hook_mlp_in"})
+    with pytest.raises(PlanError, match=r"may mean resid_mid at layer 1 or mlp.hook_in at layer 1; say which with at="):
+        sae(folder)
+    silent = sae(folder, at=mi.at("resid_mid", layer=1))
+    assert silent.at == mi.at("resid_mid", layer=1) and sae(folder, at=silent.at, out=out).reconstructs == out
+    with pytest.raises(DetectorError, match=r"do not say which hook point it reconstructs \(hook_name_out\)"):
+        _ = silent.reconstructs
+    changed(folder, metadata={"hook_name": "blocks.1.hook_mlp_in", "hf_hook_name": "model.layers.1.pre_feedforward_layernorm.output"})
+    assert sae(folder).at == mi.at("mlp.hook_in", layer=1)
 
 
 @pytest.mark.parametrize(
