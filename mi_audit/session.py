@@ -10,7 +10,7 @@ from mi_audit.auditor import Auditor
 from mi_audit.config import USUAL_ALPHA, Settings
 from mi_audit.errors import MiAuditError, PlanError
 from mi_audit.judging.judge import Judge
-from mi_audit.plan.measurements import ClaimSpec, EstimateSpec, ReadSpec
+from mi_audit.plan.measurements import AttributionSpec, ClaimSpec, EstimateSpec, ReadSpec
 from mi_audit.plan.plan import Plan, PlannedAudit
 from mi_audit.stats.estimate import Estimate
 from mi_audit.worst import worst_prompts
@@ -105,9 +105,11 @@ class Session:
 
 
 def _refuse_ambiguous(audits: Sequence[PlannedAudit]) -> Iterator[PlannedAudit]:
-    """Audits with one id, or detectors with one name and different specs, can't be told apart in evidence: a fault of the later one."""
+    """What can't be told apart in evidence is a fault of the later one: audits with one id, detectors with one name and different specs, attributions of one
+    reading from different baselines."""
     ids: set[str] = set()
     named: dict[str, str] = {}
+    attributed: dict[ReadSpec, AttributionSpec] = {}
     for audit in audits:
         faults = list(audit.faults)
         if audit.id in ids:
@@ -117,4 +119,9 @@ def _refuse_ambiguous(audits: Sequence[PlannedAudit]) -> Iterator[PlannedAudit]:
             detector = claim.spec.estimate.reading.detector
             if named.setdefault(detector.name, detector.digest) != detector.digest:
                 faults.append(f"{audit.file.name}:{claim.line}: another detector is called {detector.name!r} too; give each its own name")
+        for spec in audit.attributions:
+            if (other := attributed.setdefault(spec.reading, spec)) != spec:
+                faults.append(
+                    f"another audit attributes the same reading from the baseline {other.baseline!r}, this one from {spec.baseline!r}; use one in both"
+                )
         yield replace(audit, faults=tuple(dict.fromkeys(faults)))

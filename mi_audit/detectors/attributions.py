@@ -12,6 +12,7 @@ from mi_audit.detectors.token_scores import highest
 from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.encoding import encode_all
 from mi_audit.engine.every_token import EveryToken, every_token
+from mi_audit.engine.progress import Progress, reporting
 from mi_audit.engine.selection import select
 from mi_audit.engine.tokens import Encoded
 from mi_audit.errors import DetectorError
@@ -50,7 +51,13 @@ class TokenAttributions:
 
 
 def attributed(
-    model: AuditedModel, detector: Fitted, reading: ReadingData, spec: AttributionSpec, top: int, cache: ActivationCache | None
+    model: AuditedModel,
+    detector: Fitted,
+    reading: ReadingData,
+    spec: AttributionSpec,
+    top: int,
+    cache: ActivationCache | None,
+    progress: Progress | None = None,
 ) -> tuple[TokenAttributions, ...]:
     """Attribute the score of the `top` prompts that score highest, highest first; ties go by id.
 
@@ -63,41 +70,66 @@ def attributed(
     prompts = [reading.suite.prompts[row] for row in highest(reading, top)]
     encoded = list(encode_all(model, prompts, cache))
     every = every_token(model, encoded, detector.at, cache=cache)
-    return tuple(_attributed(model, detector, spec, *each, cache) for each in zip(prompts, encoded, every, strict=True))
+    prepared = [_Prepared.of(detector, spec, *each) for each in zip(prompts, encoded, every, strict=True)]
+    known = {} if cache is None else {each.prompt: found for each in prepared if (found := each.recalled(cache)) is not None}
+    lacking = [each for each in prepared if each.prompt not in known]
+    titled = None if progress is None or not lacking else progress.titled(f"attributing {detector.spec.name} to tokens")
+    with reporting(titled, len(lacking), sum(len(each.encoded.ids) for each in lacking)):
+        for each in lacking:
+            made = _computed(model, detector, spec, each)
+            if cache is not None:
+                cache.put(each.key, {"tokens": made.tokens, "ends": np.array([made.value, made.baseline, made.steps], dtype=np.float64)})
+            known[each.prompt] = each.named(made.tokens, made.value, made.baseline, made.steps)
+            if titled is not None:
+                titled.advance(1, len(each.encoded.ids))
+    return tuple(known[each.prompt] for each in prepared)
 
 
-def _attributed(
-    model: AuditedModel, detector: Fitted, spec: AttributionSpec, prompt: Prompt, encoded: Encoded, tokens: EveryToken, cache: ActivationCache | None
-) -> TokenAttributions:
-    positions = np.asarray(select(encoded, detector.spec.tokens, prompt))
-    if len(positions) > 1:
-        positions = positions[~tokens.sinks[positions]]
-    key = digest_of(
-        {
-            "attribution": spec.method,
-            "baseline": spec.baseline,
-            "detector": detector.spec.digest,
-            "fitted": digest_of({"bytes": detector.to_bytes().hex()}),
-            "ids": list(encoded.ids),
-            "positions": positions.tolist(),
-            "form": [*form(encoded)],
-        }
-    )[:40]
-    known = {} if cache is None else cache.tensors(key)
-    if known.keys() == {"tokens", "ends"} and known["tokens"].shape == (len(encoded.ids),) and known["ends"].shape == (3,):
+@dataclass(frozen=True, eq=False)
+class _Prepared:
+    """A prompt by its id, as tokens; the positions that are read of it; and the key under which its attribution is kept."""
+
+    prompt: str
+    encoded: Encoded
+    positions: tuple[int, ...]
+    key: str
+
+    @classmethod
+    def of(cls, detector: Fitted, spec: AttributionSpec, prompt: Prompt, encoded: Encoded, tokens: EveryToken) -> "_Prepared":
+        positions = np.asarray(select(encoded, detector.spec.tokens, prompt))
+        if len(positions) > 1:
+            positions = positions[~tokens.sinks[positions]]
+        key = digest_of(
+            {
+                "attribution": spec.method,
+                "baseline": spec.baseline,
+                "detector": detector.spec.digest,
+                "fitted": digest_of({"bytes": detector.to_bytes().hex()}),
+                "ids": list(encoded.ids),
+                "positions": positions.tolist(),
+                "form": [*form(encoded)],
+            }
+        )[:40]
+        return cls(prompt.id, encoded, tuple(positions.tolist()), key)
+
+    def recalled(self, cache: ActivationCache) -> TokenAttributions | None:
+        """What the cache has of it."""
+        known = cache.tensors(self.key)
+        if known.keys() != {"tokens", "ends"} or known["tokens"].shape != (len(self.encoded.ids),) or known["ends"].shape != (3,):
+            return None
         value, baseline, steps = known["ends"].tolist()
-        return TokenAttributions(prompt.id, encoded.texts(), known["tokens"], value, baseline, int(steps))
-    found = _computed(model, detector, spec, encoded, positions.tolist())
-    if cache is not None:
-        cache.put(key, {"tokens": found.tokens, "ends": np.array([found.value, found.baseline, found.steps], dtype=np.float64)})
-    return TokenAttributions(prompt.id, encoded.texts(), found.tokens, found.value, found.baseline, found.steps)
+        return self.named(known["tokens"], value, baseline, int(steps))
+
+    def named(self, tokens: Floats, value: float, baseline: float, steps: int) -> TokenAttributions:
+        """Attributions [L] with what they are of."""
+        return TokenAttributions(self.prompt, self.encoded.texts(), tokens, value, baseline, steps)
 
 
-def _computed(model: AuditedModel, detector: Fitted, spec: AttributionSpec, encoded: Encoded, positions: Sequence[int]) -> "Attribution":
+def _computed(model: AuditedModel, detector: Fitted, spec: AttributionSpec, prepared: _Prepared) -> "Attribution":
     from mi_audit.engine.attribution import integrated_gradients
 
-    loaded = model.loaded()
-    read, kept = reader(detector, loaded.device, positions), form(encoded)
+    loaded, encoded = model.loaded(), prepared.encoded
+    read, kept = reader(detector, loaded.device, prepared.positions), form(encoded)
     if spec.baseline != "space":
         return integrated_gradients(loaded, encoded.ids, detector.at, read, baseline=spec.baseline, kept=kept)
     space = loaded.tokenizer(" ", add_special_tokens=False)["input_ids"]

@@ -75,7 +75,7 @@ class Bench:
         self._readings: dict[ReadSpec, ReadingData] = {}
         self._estimates: dict[EstimateSpec, Estimate] = {}
         self._attributed: dict[AttributionSpec, tuple[TokenAttributions, ...]] = {}
-        self._checks = SaeChecks(model, alpha, seed, cache)
+        self._checks = SaeChecks(model, alpha, seed, cache, progress)
         self._groups: dict[LatentSpec, LatentGroups] = {}
         self._precision = Precision(model, seed, cache, progress)
         self._planned: tuple[ReadSpec, ...] = ()
@@ -153,17 +153,10 @@ class Bench:
         return Scored(self.read(spec), self.detector(spec.detector))
 
     def attribute(self, spec: AttributionSpec) -> tuple[TokenAttributions, ...]:
-        """The prompts of a reading that score highest, attributed to their tokens; the highest first.
-
-        Raises:
-            DetectorError: the reading was attributed with another baseline: the evidence has one of each.
-        """
-        known = next((other for other in self._attributed if other.reading == spec.reading and other != spec), None)
-        if known is not None:
-            raise DetectorError(f"{spec}: another audit of this run attributes the same reading with baseline {known.baseline}; use one of them in both")
+        """The prompts of a reading that score highest, attributed to their tokens; the highest first."""
         if spec not in self._attributed:
             detector = self._learn(spec.reading.detector).detector
-            self._attributed[spec] = attributed(self._model, detector, self.read(spec.reading), spec, ATTRIBUTED, self.cache)
+            self._attributed[spec] = attributed(self._model, detector, self.read(spec.reading), spec, ATTRIBUTED, self.cache, self._progress)
         return self._attributed[spec]
 
     def _learn(self, spec: DetectorSpec) -> Learned:

@@ -71,7 +71,7 @@ def search(
         HookPointError, PromptError: as the passes.
     """
     require_match(sae, model)
-    checks = SaeChecks(model, alpha, seed, cache)
+    checks = SaeChecks(model, alpha, seed, cache, progress)
     at = sae.at.in_model(model.n_layers)
     own, random_sae, raw = (Site(at, tokens, encoding) for encoding in (EveryLatent(sae, pooling), EveryLatent(sae, pooling, seed), None))
     held = suite["test"]

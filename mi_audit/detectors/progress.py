@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mi_audit.engine.progress import Progress
+from mi_audit.engine.progress import Hearer
 
 
 class Whole:
-    """Passes on to a `Progress` what several captures report, as if they were one; tokens to come are extrapolated from the first."""
+    """Passes on to another what several captures report, as if they were one; tokens to come are extrapolated from the first."""
 
-    def __init__(self, progress: Progress, prompts: int) -> None:
+    def __init__(self, progress: Hearer, prompts: int) -> None:
         self._progress, self._prompts = progress, prompts
         self.started = False
 
@@ -28,7 +28,7 @@ class Whole:
 
 
 @contextmanager
-def as_one(progress: Progress | None, prompts: int) -> Iterator[Whole | None]:
+def as_one(progress: Hearer | None, prompts: int) -> Iterator[Whole | None]:
     """Report the captures within the block, through which `prompts` prompts will pass, to `progress`; it hears nothing where there are none."""
     if progress is None:
         yield None

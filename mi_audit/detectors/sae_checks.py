@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mi_audit.detectors.controls import stream
 from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.encoding import encode_all
+from mi_audit.engine.progress import Progress
 from mi_audit.engine.tokens import Encoded
 from mi_audit.errors import DetectorError
 from mi_audit.model.audited import AuditedModel
@@ -69,8 +70,8 @@ class SaeQuality:
 class SaeChecks:
     """Checks the SAEs of one model, each once on neutral text and once on every suite that is read."""
 
-    def __init__(self, model: AuditedModel, alpha: float, seed: int, cache: ActivationCache | None) -> None:
-        self._model, self._alpha, self._seed, self._cache = model, alpha, seed, cache
+    def __init__(self, model: AuditedModel, alpha: float, seed: int, cache: ActivationCache | None, progress: Progress | None = None) -> None:
+        self._model, self._alpha, self._seed, self._cache, self._progress = model, alpha, seed, cache, progress
         self._qualities: dict[tuple[SaeSpec, str], SaeQuality] = {}
         self._reconstructions: dict[tuple[SaeSpec, tuple[tuple[int, ...], ...]], Reconstruction] = {}
         self._recoveries: dict[SaeSpec, Recovery] = {}
@@ -147,7 +148,7 @@ class SaeChecks:
                 from mi_audit.engine.streaming import streamed_together
                 from mi_audit.saes.measuring import reconstruction
 
-                read = streamed_together(self._model.loaded(), ids, places)
+                read = streamed_together(self._model.loaded(), ids, places, self._titled(f"what {sae.name} explains"))
                 return reconstruction(sae, [given for given, _ in read], [wanted for _, wanted in read])
 
             self._reconstructions[sae, ids] = self._kept(Reconstruction, sae, ids, compute)
@@ -161,10 +162,13 @@ class SaeChecks:
             def compute() -> Recovery:
                 from mi_audit.saes.measuring import recovery
 
-                return recovery(self._model.loaded(), sae, ids, mean)
+                return recovery(self._model.loaded(), sae, ids, mean, self._titled(f"what is lost with {sae.name} in place"))
 
             self._recoveries[sae] = self._kept(Recovery, sae, ids, compute)
         return self._recoveries[sae]
+
+    def _titled(self, title: str) -> Progress | None:
+        return None if self._progress is None else self._progress.titled(title)
 
     def _encoded(self, sae: SaeSpec, neutral: Sequence[Prompt]) -> list[Encoded]:
         """Neutral text, of each prompt no more than the SAE was trained on, or the model takes."""

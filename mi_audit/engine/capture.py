@@ -1,7 +1,7 @@
 """Activations of many prompts at many sites: one forward pass per batch, reduced at the tap to one vector per prompt and site."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -13,7 +13,7 @@ from mi_audit.engine.budget import token_budget
 from mi_audit.engine.cache import ActivationCache, Kept, batch_key
 from mi_audit.engine.encoding import encode_all
 from mi_audit.engine.passing import Work, width_at, work_through
-from mi_audit.engine.progress import Progress
+from mi_audit.engine.progress import Hearer, reporting
 from mi_audit.engine.selection import select
 from mi_audit.engine.site import Site
 from mi_audit.engine.tokens import Encoded
@@ -71,7 +71,7 @@ def capture(
     prompts: Sequence[Prompt],
     sites: Iterable[Site],
     *,
-    progress: Progress | None = None,
+    progress: Hearer | None = None,
     budget: int | None = None,
     cache: ActivationCache | None = None,
 ) -> Captures:
@@ -117,7 +117,7 @@ def capture(
     if cache is None or not all(cache.has(batch_key(batch, work.ids)) for batch in batches):
         model.loaded()  # before the clock of the passes starts, and their bar
     began = perf_counter()
-    with _reporting(progress, len(inputs), int(lengths.sum())), closing(work_through(work, batches)) as passing:
+    with reporting(progress, len(inputs), int(lengths.sum())), closing(work_through(work, batches)) as passing:
         for batch, results, forwarded in passing:
             members = list(batch.prompts)
             for site, result in results.items():
@@ -183,15 +183,3 @@ def _distinct(inputs: Iterable[_Input]) -> tuple[list[_Input], NDArray[np.int64]
             kept.append(each)
         rows.append(row)
     return kept, np.array(rows, dtype=np.int64)
-
-
-@contextmanager
-def _reporting(progress: Progress | None, prompts: int, tokens: int) -> Iterator[None]:
-    if progress is None:
-        yield
-        return
-    progress.start(prompts, tokens)
-    try:
-        yield
-    finally:
-        progress.close()

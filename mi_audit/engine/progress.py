@@ -1,5 +1,7 @@
 """How far a capture is. The engine reports to a `Progress` and prints nothing itself."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Protocol
 
@@ -9,7 +11,7 @@ from rich.progress import Progress as Bar
 from rich.text import Text
 
 
-class Progress(Protocol):
+class Hearer(Protocol):
     """Hears how many prompts and tokens will pass through the model, then of each batch that has."""
 
     def start(self, prompts: int, tokens: int) -> None:
@@ -20,6 +22,26 @@ class Progress(Protocol):
 
     def close(self) -> None:
         """Nothing follows. Called once after `start`, also when a batch fails."""
+
+
+class Progress(Hearer, Protocol):
+    """One that makes others."""
+
+    def titled(self, title: str) -> "Progress":
+        """Another that hears of something else, in the same place."""
+
+
+@contextmanager
+def reporting(progress: Hearer | None, prompts: int, tokens: int) -> Iterator[None]:
+    """Say that so many prompts begin to pass, and once the block ends that nothing follows."""
+    if progress is None:
+        yield
+        return
+    progress.start(prompts, tokens)
+    try:
+        yield
+    finally:
+        progress.close()
 
 
 class TerminalProgress:
@@ -55,6 +77,10 @@ class TerminalProgress:
         self._prompts += prompts
         self._tokens += tokens
         self._bar.update(self._task, advance=prompts, tokens=self._tokens)
+
+    def titled(self, title: str) -> "TerminalProgress":
+        """A bar of its own, on the same terminal."""
+        return TerminalProgress(title, self._console)
 
     def close(self) -> None:
         """Take the bar away and leave one line that says what was done."""

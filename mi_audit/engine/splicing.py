@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mi_audit.engine.batches import Ids
+from mi_audit.engine.progress import Hearer, reporting
 from mi_audit.errors import HookPointError, PromptError
 from mi_audit.model.full_precision import use_full_precision
 from mi_audit.model.sinks import sink_mask, token_norms
@@ -28,7 +29,7 @@ Change = Callable[[Tensor, Tensor], Tensor]
 
 @torch.inference_mode()
 def next_token_losses(
-    model: "LoadedModel", prompts: Sequence[Ids], at: At, replacements: Sequence[Replacement], *, given: At | None = None
+    model: "LoadedModel", prompts: Sequence[Ids], at: At, replacements: Sequence[Replacement], *, given: At | None = None, progress: Hearer | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The loss of predicting each next token, by the model as it is and with its activations replaced.
 
@@ -39,6 +40,7 @@ def next_token_losses(
         replacements: what takes the place of the activation of every token but attention sinks, r of them; a pass for each.
         given: the hook point from whose activations it is made, its layer absolute and before `at`; by default `at` itself. A token that is an attention sink
             at either is left alone: from what stands out at `given` no fair replacement can be made, and what stands out at `at` is not to be missed.
+        progress: hears of the prompts, once all their passes are done.
 
     Returns:
         Sums over the next tokens of each prompt, float64 on the host: `losses` [1 + r, n], of the model as it is first, in nats; `kls` [r, n], the divergence
@@ -52,15 +54,18 @@ def next_token_losses(
     places = (at,) if given is None or given == at else (given, at)
     losses = torch.zeros(1 + len(replacements), len(prompts), dtype=torch.float64)
     kls = torch.zeros(len(replacements), len(prompts), dtype=torch.float64)
-    for rows in _batches(prompts):
-        ids, real = _padded([prompts[row] for row in rows], model.device)
-        plain, found = _passed(model, ids, real, places, None)
-        ordinary = real & ~_sinks(found, real)
-        losses[0, rows] = _summed(_losses(plain, ids), real)
-        for number, replacement in enumerate(replacements):
-            changed, _ = _passed(model, ids, real, places, _at_ordinary_tokens(replacement, ordinary))
-            losses[1 + number, rows] = _summed(_losses(changed, ids), real)
-            kls[number, rows] = _summed((plain[:, :-1].exp() * (plain[:, :-1] - changed[:, :-1])).sum(dim=-1), real)
+    with reporting(progress, len(prompts), sum(map(len, prompts))):
+        for rows in _batches(prompts):
+            ids, real = _padded([prompts[row] for row in rows], model.device)
+            plain, found = _passed(model, ids, real, places, None)
+            ordinary = real & ~_sinks(found, real)
+            losses[0, rows] = _summed(_losses(plain, ids), real)
+            for number, replacement in enumerate(replacements):
+                changed, _ = _passed(model, ids, real, places, _at_ordinary_tokens(replacement, ordinary))
+                losses[1 + number, rows] = _summed(_losses(changed, ids), real)
+                kls[number, rows] = _summed((plain[:, :-1].exp() * (plain[:, :-1] - changed[:, :-1])).sum(dim=-1), real)
+            if progress is not None:
+                progress.advance(len(rows), sum(len(prompts[row]) for row in rows))
     return losses, kls, torch.tensor([len(prompt) - 1 for prompt in prompts])
 
 

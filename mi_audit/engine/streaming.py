@@ -18,6 +18,7 @@ from mi_audit.engine.budget import token_budget
 from mi_audit.engine.every_token import EveryToken
 from mi_audit.engine.layout import Layout
 from mi_audit.engine.listening import Listening
+from mi_audit.engine.progress import Hearer, reporting
 from mi_audit.engine.reduction import Activations
 from mi_audit.engine.workers import SideBySide
 from mi_audit.errors import PromptError
@@ -63,10 +64,14 @@ def streamed(model: "LoadedModel", prompts: Sequence[Ids], at: At) -> list[Every
     return [read for (read,) in streamed_together(model, prompts, (at,))]
 
 
-def streamed_together(model: "LoadedModel", prompts: Sequence[Ids], places: Sequence[At]) -> list[tuple[EveryToken, ...]]:
+def streamed_together(model: "LoadedModel", prompts: Sequence[Ids], places: Sequence[At], progress: Hearer | None = None) -> list[tuple[EveryToken, ...]]:
     """Of all prompts, in their order, what every token has at each of several hook points, read in one pass. Raises as `stream`."""
-    with closing(_stream(model, prompts, tuple(places), 0)) as passing:
-        found = dict(pair for batch in passing for pair in batch)
+    found: dict[int, tuple[EveryToken, ...]] = {}
+    with reporting(progress, len(prompts), sum(map(len, prompts))), closing(_stream(model, prompts, tuple(places), 0)) as passing:
+        for batch in passing:
+            found.update(batch)
+            if progress is not None:
+                progress.advance(len(batch), sum(len(prompts[number]) for number, _ in batch))
     return [found[number] for number in range(len(prompts))]
 
 
@@ -92,10 +97,15 @@ def _read(model: "LoadedModel", listening: Listening, batch: Batch, prompts: Seq
         acts_BTD = acts.at(torch.arange(tokens_T, device=model.device).expand(prompts_B, -1))
         heard[at] = acts_BTD.cpu().numpy(), acts.sinks().cpu().numpy()
 
+    halves = batch.halves()
     try:
         listening.pass_through(set(places), layout.arguments(model, None), hear)
     except torch.OutOfMemoryError as error:
-        raise PromptError(f"{batch.tokens(prompts)} tokens do not fit into the memory of {model.device} together; take shorter texts") from error
+        if halves is None:
+            raise PromptError(f"a text of {batch.tokens(prompts)} tokens does not fit into the memory of {model.device}; take shorter ones") from error
+        heard.clear()
+    if halves is not None and not heard:
+        return [row for half in halves for row in _read(model, listening, half, prompts, places)]
 
     def at_each(row: int, ids: Ids) -> tuple[EveryToken, ...]:
         length = len(ids)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mi_audit.engine.batches import Ids
 from mi_audit.engine.every_token import EveryToken
+from mi_audit.engine.progress import Hearer
 from mi_audit.engine.splicing import next_token_losses
 from mi_audit.errors import DetectorError
 from mi_audit.model.loaded import LoadedModel
@@ -55,7 +56,7 @@ def reconstruction(sae: SaeSpec, prompts: Sequence[EveryToken], wanted: Sequence
     return Reconstruction(tokens, residuals, squares, np.stack([row[1] for row in rows]), fired, ratios, fires.numpy())
 
 
-def recovery(model: LoadedModel, sae: SaeSpec, prompts: Sequence[Ids], mean: Floats) -> Recovery:
+def recovery(model: LoadedModel, sae: SaeSpec, prompts: Sequence[Ids], mean: Floats, progress: Hearer | None = None) -> Recovery:
     """Pass prompts with what the SAE reconstructs replaced at every token but attention sinks: by the reconstruction, by `mean` [d_out], by zeros.
 
     Raises:
@@ -76,7 +77,7 @@ def recovery(model: LoadedModel, sae: SaeSpec, prompts: Sequence[Ids], mean: Flo
     def zeros(acts: Tensor) -> Tensor:
         return torch.zeros_like(averaged(acts))
 
-    losses, kls, tokens = next_token_losses(model, prompts, out, [reconstructed, averaged, zeros], given=at)
+    losses, kls, tokens = next_token_losses(model, prompts, out, [reconstructed, averaged, zeros], given=at, progress=progress)
     plain, sae_losses, mean_losses, zero_losses = losses.numpy()
     return Recovery(tokens.double().numpy(), plain, sae_losses, mean_losses, zero_losses, kls[0].numpy())
 
