@@ -45,8 +45,6 @@ class EveryLatent:
 
 @lru_cache(maxsize=4)
 def _encoder(every: EveryLatent, device: "torch.device") -> "Callable[[Tensor], Tensor]":
-    from dataclasses import replace
-
     import torch
 
     from mi_audit.saes.encoding import Encoder
@@ -56,5 +54,5 @@ def _encoder(every: EveryLatent, device: "torch.device") -> "Callable[[Tensor], 
     if every.seed is not None:
         random = torch.Generator().manual_seed(every.seed)
         columns = torch.randn(weights.W_enc.shape, generator=random)
-        weights = replace(weights, W_enc=columns * (weights.W_enc.norm(dim=0) / columns.norm(dim=0)))
+        weights = weights.with_encoder(columns * (weights.W_enc.norm(dim=0) / columns.norm(dim=0)), tied=every.sae.config.is_tied)
     return Encoder.of(every.sae.config, weights.to(device))

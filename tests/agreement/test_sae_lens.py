@@ -31,6 +31,10 @@ KINDS = [
     ("skip_transcoder", {"apply_b_dec_to_input": False, "d_out": 40}),
     ("jumprelu_transcoder", {"apply_b_dec_to_input": False, "d_out": 40}),
     ("jumprelu_skip_transcoder", {"apply_b_dec_to_input": False, "d_out": 40}),
+    ("matching_pursuit", {"max_iterations": 9}),
+    ("matching_pursuit", {"residual_threshold": 5.0, "stop_on_duplicate_support": False, "apply_b_dec_to_input": False}),
+    ("matching_pursuit", {"max_iterations": 9, "normalize_activations": "layer_norm"}),
+    ("matching_pursuit", {"max_iterations": 9, "normalize_activations": "constant_norm_rescale"}),
 ]
 
 
@@ -47,6 +51,8 @@ def saved(folder: Path, architecture: str, options: dict[str, object]):
     for name, parameter in sae.named_parameters():
         scale = 0.3 if name in ("threshold", "r_mag") else 0.2
         parameter.data = torch.randn(parameter.shape, generator=draw) * scale
+    if architecture == "matching_pursuit":
+        sae.W_dec.data /= sae.W_dec.data.norm(dim=1, keepdim=True)  # as in training: a pursuit of longer rows does not converge
     sae.threshold.data.abs_() if "threshold" in dict(sae.named_parameters()) else None
     sae.save_model(folder)
     return sae
