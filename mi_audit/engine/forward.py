@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from mi_audit.engine.batches import Batch, Ids
 from mi_audit.engine.layout import Layout
 from mi_audit.engine.listening import Listening
-from mi_audit.engine.reduction import Activations, Chosen, Reduced, Selected, encoded
+from mi_audit.engine.reduction import Activations, Chosen, Reduced, Selected, encoded, of_whole_prompts
 from mi_audit.engine.site import Site
 from mi_audit.errors import PromptError
 from mi_audit.model.sinks import sink_mask, token_norms
@@ -80,11 +80,13 @@ def read_batch(
         acts_RLD = acts_RLD.to(model.device)  # from the device of its block, where the model is on several
         acts = Activations(layout, begun.acts.get(at, acts_RLD[0, :0]), acts_RLD)
         sinks_BT = acts.sinks() if any(chosen[site.tokens].pooled for site in by_place[at]) else None
-        for tokens in dict.fromkeys(site.tokens for site in by_place[at]):
-            selected = Selected.of(acts, chosen[tokens], sinks_BT)
+        selections = {tokens: Selected.of(acts, chosen[tokens], sinks_BT) for tokens in dict.fromkeys(site.tokens for site in by_place[at])}
+        roots = dict.fromkeys(site.encoding.stem or site.encoding for site in by_place[at] if site.encoding is not None)
+        looking = {root: of_whole_prompts(acts, root.on(model.device), list(selections.values())) for root in roots if root.whole_prompt}
+        for number, (tokens, selected) in enumerate(selections.items()):
             here = [site for site in by_place[at] if site.tokens == tokens]
             encodings = [site.encoding for site in here if site.encoding is not None]
-            made = dict(zip(encodings, encoded(selected.acts, encodings), strict=True))
+            made = dict(zip(encodings, encoded(selected.acts, encodings, {root: values[number] for root, values in looking.items()}), strict=True))
             for site in here:
                 values = selected.acts if site.encoding is None else made[site.encoding]
                 reduced[site] = selected.reduce(values, highest=site.encoding is not None and site.encoding.pooling == "max")

@@ -21,7 +21,7 @@ TOKENS: Final = 512
 """In a batch, at most: each has as many logits as the vocabulary has entries."""
 
 Replacement = Callable[[Tensor], Tensor]
-"""From activations [N, d] in float32 to what is put in [N, width]."""
+"""From the activations [R, L, d] of whole prompts in float32, filled up on the right, to what is put in [R, L, width]."""
 
 Change = Callable[[Tensor, Tensor], Tensor]
 """From the activations [R, L, d] that are given and those [R, L, width] that stand at the hook point to what takes the place of the latter."""
@@ -127,7 +127,7 @@ def _at_ordinary_tokens(replacement: Replacement, ordinary: Tensor) -> Change:
 
     def change(given_RLD: Tensor, acts_RLD: Tensor) -> Tensor:
         changed, where = acts_RLD.clone(), ordinary.to(acts_RLD.device)
-        changed[where] = replacement(given_RLD.to(acts_RLD.device)[where].to(torch.float32)).to(acts_RLD.dtype)
+        changed[where] = replacement(given_RLD.to(acts_RLD.device, torch.float32))[where].to(acts_RLD.dtype)
         return changed
 
     return change

@@ -93,9 +93,7 @@ def _read(model: "LoadedModel", listening: Listening, batch: Batch, prompts: Seq
 
     def hear(at: At, acts_RLD: Tensor) -> None:
         acts = Activations(layout, acts_RLD[0, :0].to(model.device), acts_RLD.to(model.device))
-        prompts_B, tokens_T = layout.real.shape
-        acts_BTD = acts.at(torch.arange(tokens_T, device=model.device).expand(prompts_B, -1))
-        heard[at] = acts_BTD.cpu().numpy(), acts.sinks().cpu().numpy()
+        heard[at] = acts.whole().cpu().numpy(), acts.sinks().cpu().numpy()
 
     halves = batch.halves()
     try:

@@ -15,7 +15,7 @@ from mi_audit.plan.sae_settings import SettingError, Settings, Whole, settings_o
 Architecture = Literal["standard", "gated", "jumprelu", "topk", "abstopk", "transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"]
 """Those whose encoder is one matrix product and an activation: read straight from their files."""
 
-Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
+Normalisation = Literal["none", "layer_norm", "constant_norm_rescale", "constant_scalar_rescale"]
 
 _LARGEST: Final = 2**24
 
@@ -76,7 +76,19 @@ class SaeConfig:
     @property
     def is_tied(self) -> bool:
         """Whether its encoder is its decoder, transposed, and its file holds the one alone."""
-        return self.architecture == "matching_pursuit"
+        return self.architecture == "matching_pursuit" or dict(self.settings).get("tied_weights") is True
+
+    @property
+    def is_contextual(self) -> bool:
+        """Whether the latents of a token depend on the tokens before it in its prompt."""
+        return self.architecture == "temporal"
+
+    @property
+    def factor(self) -> float:
+        """What activations are multiplied with where they are rescaled by a constant."""
+        value = dict(self.settings).get("activation_normalization_factor", 1.0)
+        assert isinstance(value, float)
+        return value
 
     @property
     def selectable(self) -> bool:
@@ -160,15 +172,15 @@ class _Reader:
             d_out=self._count("d_out") if transcoder else d_in,
             k=k,
             subtracts_decoder_bias=subtracts,
-            normalisation=self._normalisation(),
+            normalisation=self._normalisation(architecture),
             rescales_by_decoder_norm=k is not None and self._flag("rescale_acts_by_decoder_norm", default=False),
             metadata=self._described(),
-            settings=self._settings(architecture),
+            settings=self._settings(architecture, d_sae),
         )
 
-    def _settings(self, architecture: str) -> Settings:
+    def _settings(self, architecture: str, d_sae: int) -> Settings:
         try:
-            return settings_of(architecture, self._given)
+            return settings_of(architecture, self._given, d_sae)
         except SettingError as error:
             raise self._flaw(error.field, str(error)) from error
 
@@ -189,12 +201,12 @@ class _Reader:
         assert name is not None
         return name, None
 
-    def _normalisation(self) -> Normalisation:
+    def _normalisation(self, architecture: str) -> Normalisation:
         given = self._given.get("normalize_activations")
         if given in (None, False):
             return "none"
         for known in get_args(Normalisation):
-            if given == known:
+            if given == known and (known != "constant_scalar_rescale" or architecture == "temporal"):
                 return known  # type: ignore[no-any-return]
         if given is True or given == "expected_average_only_in":
             raise self._flaw(

@@ -2,7 +2,7 @@
 
 Sources: Bricken et al. 2023 (standard), Rajamanoharan et al. 2024 (gated, arXiv 2404.16014; JumpReLU, arXiv 2407.14435), Gao et al. 2024 (top-k,
 arXiv 2406.04093), Dunefsky et al. 2024 (transcoders, arXiv 2406.11944), Paulo et al. 2025 (skip transcoders, arXiv 2501.18823), Costa et al. 2025 (matching
-pursuit, arXiv 2506.03093).
+pursuit, arXiv 2506.03093), Lubana et al. 2025 (temporal, arXiv 2511.01836).
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,6 +36,8 @@ class _Input:
         match config.normalisation:
             case "none":
                 return cls(acts - mean, mean, 1.0)
+            case "constant_scalar_rescale":
+                return cls((acts - mean) * config.factor, mean, 1 / config.factor)
             case "constant_norm_rescale":
                 scale = (acts - mean).norm(dim=-1, keepdim=True) / config.d_in**0.5
                 return cls((acts - mean) / scale, mean, scale)
@@ -80,10 +82,13 @@ class Encoder:
         return cls(config, weights.W_enc[:, chosen].contiguous(), shift, {name: bias[chosen] for name, bias in biases.items()}, norms)
 
     def __call__(self, acts: Tensor) -> Tensor:
-        """The latents [..., m] of activations [..., d_in] of any floating type."""
+        """The latents [..., m] of activations [..., d_in] of any floating type.
+
+        A contextual SAE takes whole prompts, each from its first token on: one [L, d_in], or several [B, T, d_in] that may be filled up on the right.
+        """
         given = _Input.of(self.config, acts).acts
         if self.whole is not None:
-            latents: Tensor = self.whole.encode(given)
+            latents: Tensor = self.whole.encode(given[None])[0] if self.config.is_contextual and given.dim() == 2 else self.whole.encode(given)
             return latents if self.chosen is None else latents[..., self.chosen]
         product = (given if self.shift is None else given - self.shift) @ self.W
         match self.config.architecture:
@@ -140,11 +145,16 @@ class Decoder:
         return class_of(self.config, self.weights) if self.config.is_whole else None
 
     def __call__(self, latents: Tensor, acts: Tensor) -> Tensor:
-        """The reconstruction, float32; `acts` [..., d_in] are those that were encoded, whose scale and mean it is given back."""
+        """The reconstruction, float32; `acts` [..., d_in] are those that were encoded, whose scale and mean it is given back.
+
+        Of a contextual SAE it is made from `acts` alone, whole prompts as for the encoder: what it predicts from earlier tokens is in no latent.
+        """
         weights = self.weights
         if self._whole is not None:
             given = _Input.of(self.config, acts)
-            return given.undone(self._whole.decode(latents))
+            if not self.config.is_contextual:
+                return given.undone(self._whole.decode(latents))
+            return given.undone(self._whole(given.acts[None])[0] if given.acts.dim() == 2 else self._whole(given.acts))
         if self.config.rescales_by_decoder_norm:
             latents = latents / weights.W_dec.norm(dim=-1)
         decoded = latents @ weights.W_dec + weights.b_dec

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import metadata
 from typing import TYPE_CHECKING
 
-from mi_audit.plan.digest import digest_of
+from mi_audit.plan.digest import Json, digest_of
 from mi_audit.plan.latents import Pooling
 from mi_audit.plan.saes import SaeSpec
 
@@ -25,7 +26,7 @@ class EveryLatent:
     @property
     def key(self) -> str:
         """Digest of the SAE's files and of what is done with it."""
-        return digest_of({"sae": self.sae.digest, "every": True, "pooling": self.pooling, "seed": self.seed})[:40]
+        return digest_of({"sae": self.sae.digest, "every": True, "pooling": self.pooling, "seed": self.seed, **computed_by(self.sae)})[:40]
 
     @property
     def width(self) -> int:
@@ -34,6 +35,11 @@ class EveryLatent:
 
     stem = None
 
+    @property
+    def whole_prompt(self) -> bool:
+        """Whether a token's latents depend on those before it."""
+        return self.sae.config.is_contextual
+
     def on(self, device: "torch.device") -> "Callable[[Tensor], Tensor]":
         """From activations [..., d_in] to latents [..., d_sae].
 
@@ -41,6 +47,11 @@ class EveryLatent:
             DetectorError: the SAE's files have changed since they were named, or are damaged.
         """
         return _encoder(self, device)
+
+
+def computed_by(sae: SaeSpec) -> dict[str, Json]:
+    """What computes the latents besides the code here, with its version."""
+    return {"sae-lens": metadata.version("sae-lens")} if sae.config.is_whole else {}
 
 
 @lru_cache(maxsize=4)

@@ -81,6 +81,22 @@ def read_weights(path: Path, config: SaeConfig) -> SaeWeights:
 
 
 def _shapes(config: SaeConfig) -> dict[str, tuple[int, ...]]:
-    own = {name: (config.d_out, config.d_in) if name == "W_skip" else (config.d_sae,) for name in _NAMES[config.architecture]}
+    if config.architecture == "temporal":
+        own = _attention_shapes(config)
+    else:
+        own = {name: (config.d_out, config.d_in) if name == "W_skip" else (config.d_sae,) for name in _NAMES[config.architecture]}
     encoder = {} if config.is_tied else {"W_enc": (config.d_in, config.d_sae)}
     return {**encoder, "W_dec": (config.d_sae, config.d_out), "b_dec": (config.d_out,), **own}
+
+
+def _attention_shapes(config: SaeConfig) -> dict[str, tuple[int, ...]]:
+    told = dict(config.settings)
+    layers, bottleneck = told["n_attn_layers"], told["bottleneck_factor"]
+    assert isinstance(layers, int) and isinstance(bottleneck, int)
+    widths = {"k_ctx": config.d_sae // bottleneck, "q_target": config.d_sae // bottleneck, "v_ctx": config.d_sae, "c_proj": config.d_sae}
+    return {
+        f"attn_layers.{layer}.{name}.{part}": shape
+        for layer in range(layers)
+        for name, width in widths.items()
+        for part, shape in (("weight", (width, config.d_sae)), ("bias", (width,)))
+    }

@@ -75,6 +75,31 @@ def test_latents_and_reconstructions_equal_those_of_sae_lens(architecture: str, 
     torch.testing.assert_close(Decoder(config, weights)(ours, given), decoded, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kval_topk": 12},
+        {"kval_topk": 12, "tied_weights": False, "n_attn_layers": 2},
+        {"sae_diff_type": "relu", "apply_b_dec_to_input": False},
+        {"kval_topk": 12, "normalize_activations": "constant_scalar_rescale", "activation_normalization_factor": 0.3},
+        {"kval_topk": 12, "normalize_activations": "layer_norm"},
+    ],
+    ids="-".join,
+)
+def test_latents_that_depend_on_earlier_tokens_equal_those_of_sae_lens(options: dict[str, object], tmp_path: Path) -> None:
+    theirs = saved(tmp_path, "temporal", {"n_heads": 4, "bottleneck_factor": 8, **options})
+    config = parse((tmp_path / "cfg.json").read_bytes(), "cfg.json")
+    weights = read_weights(tmp_path / "sae_weights.safetensors", config)
+    encode, decode, prompts = Encoder.of(config, weights), Decoder(config, weights), acts().reshape(4, N // 4, D_IN)
+    with torch.no_grad():
+        expected, decoded = theirs.encode(prompts), theirs(prompts)
+    assert 0.02 < (expected != 0).float().mean() < 0.9
+    torch.testing.assert_close(encode(prompts), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(encode(prompts[2]), expected[2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(decode(expected, prompts), decoded, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(decode(expected[2], prompts[2]), decoded[2], rtol=1e-5, atol=1e-4)
+
+
 def test_what_an_sae_explains_and_recovers_is_what_sae_lens_measures(tiny_llama, tmp_path: Path) -> None:
     from sae_lens.evals import ExplainedVarianceCalculator, get_recons_loss
     from sae_lens.training.activation_scaler import ActivationScaler
