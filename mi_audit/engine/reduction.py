@@ -55,7 +55,7 @@ class Activations:
     acts: Tensor
 
     def sinks(self) -> Tensor:
-        """True [B, T] where a prompt's token is an attention sink."""
+        """True [B, T] where a prompt's token is an attention sink, as far as its norm here tells (`HookMap.sinks_seen_at`)."""
         norms = torch.cat([token_norms(self.before), token_norms(self.acts).flatten()])
         return sink_mask(norms[self.layout.index], self.layout.real)
 

@@ -1,8 +1,8 @@
 """Measures an SAE on prompts: encodes and decodes the activations of their tokens, and has the model go on from what comes out.
 
 A transcoder is measured at the hook point that it reconstructs. Attention sinks, which are left out, are then those of either hook point: at the one that it
-encodes no latent is read of them, and at the one that it reconstructs one of them would decide the variance. After a norm no token stands out, so for a
-transcoder that reads there it is the norm at the hook point that it reconstructs that tells.
+encodes no latent is read of them, and at the one that it reconstructs one of them would decide the variance. After a norm no token stands out, so of a
+transcoder that reads there they are those of the residual stream before the norm (`HookMap.sinks_seen_at`).
 """
 
 from collections.abc import Sequence
