@@ -15,7 +15,7 @@ from mi_audit.detectors.files import CARD
 from mi_audit.detectors.nulls import Draw
 from mi_audit.detectors.readings import BASELINE, NULL, Arm, ReadingData
 from mi_audit.detectors.threshold import calibrate
-from mi_audit.engine.site import Site
+from mi_audit.engine.site import Encoding, Site
 from mi_audit.errors import DetectorError
 from mi_audit.plan.digest import Json
 from mi_audit.plan.latents import LatentSpec, Pooling
@@ -57,12 +57,14 @@ class FittedLatents:
         return scores
 
     def score_tokens(self, acts: Floats) -> Floats:
-        """The scores [L] of activations [L, width]."""
+        """The scores [L] of the activations [L, width] of a whole prompt."""
         import torch
 
         from mi_audit.engine.reduction import encoded
 
-        (found,) = encoded(torch.from_numpy(acts.astype(np.float32)), [self.groups])
+        given, stem = torch.from_numpy(acts.astype(np.float32)), self.groups.stem
+        made: dict[Encoding, Tensor] = {stem: stem.on(given.device)(given)} if stem is not None and stem.whole_prompt else {}
+        (found,) = encoded(given, [self.groups], made)
         scores: Floats = found[:, 0].double().numpy()
         return scores
 

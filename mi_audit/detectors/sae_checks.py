@@ -17,6 +17,7 @@ from mi_audit.errors import DetectorError
 from mi_audit.model.audited import AuditedModel
 from mi_audit.plan.digest import digest_of
 from mi_audit.plan.saes import SaeSpec
+from mi_audit.saes.every_latent import computed_by
 from mi_audit.saes.quality import Measured, Reconstruction, Recovery
 from mi_audit.stats.checks import Floats
 from mi_audit.suites.prompt import Prompt
@@ -186,6 +187,7 @@ class SaeChecks:
                 "at": str(sae.at),
                 "out": str(sae.out),
                 "sums": kind.__name__,
+                **computed_by(sae),
                 "prompts": [list(each) for each in ids],
             }
         )[:40]

@@ -84,8 +84,8 @@ def capture(
     Args:
         model: the model under audit.
         prompts: what is read, n of them.
-        sites: where, one at least. An attention sink is a token whose norm, at that very hook point, stands out (`mi_audit.model.sinks`); it is left out
-            of means over several tokens, and read like any other where it alone is selected.
+        sites: where, one at least. An attention sink is a token whose norm, at that very hook point, or before a norm that leads to it, stands out
+            (`mi_audit.model.sinks`); it is left out of means over several tokens, and read like any other where it alone is selected.
         progress: hears of the batches.
         budget: tokens in a batch, at most, padding and the shared ones of each row among them; by default what the device's memory takes (`token_budget`).
         cache: where batches are looked up, and kept as soon as they have passed; processes that share it share the passes.

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 from mi_audit.engine.batches import Batch, Ids
 from mi_audit.engine.layout import Layout
 from mi_audit.engine.listening import Listening
-from mi_audit.engine.reduction import Activations, Chosen, Reduced, Selected, encoded
+from mi_audit.engine.reduction import Activations, Chosen, Reduced, Selected, encoded, of_whole_prompts
 from mi_audit.engine.site import Site
 from mi_audit.errors import PromptError
 from mi_audit.model.sinks import sink_mask, token_norms
@@ -38,7 +38,9 @@ class Beginning:
         past = DynamicCache()
         acts: dict[At, Tensor] = {}
         called = {"input_ids": torch.tensor([prefix], device=model.device), "past_key_values": past, "use_cache": True}
-        listening.pass_through({site.at for site in sites}, called, lambda at, acts_1PD: acts.__setitem__(at, acts_1PD[0].to(model.device, copy=True)))
+        seen = model.hook_points.sinks_seen_at
+        places = {place for site in sites for place in (site.at, seen(site.at))}
+        listening.pass_through(places, called, lambda at, acts_1PD: acts.__setitem__(at, acts_1PD[0].to(model.device, copy=True)))
         return cls(past, acts)
 
 
@@ -74,22 +76,28 @@ def read_batch(
     by_place: dict[At, list[Site]] = {}
     for site in sites:
         by_place.setdefault(site.at, []).append(site)
+    seen_at = {at: model.hook_points.sinks_seen_at(at) for at, here in by_place.items() if any(chosen[site.tokens].pooled for site in here)}
+    sinks: dict[At, Tensor] = {}
     reduced: dict[Site, Reduced] = {}
 
     def hear(at: At, acts_RLD: Tensor) -> None:
         acts_RLD = acts_RLD.to(model.device)  # from the device of its block, where the model is on several
         acts = Activations(layout, begun.acts.get(at, acts_RLD[0, :0]), acts_RLD)
-        sinks_BT = acts.sinks() if any(chosen[site.tokens].pooled for site in by_place[at]) else None
-        for tokens in dict.fromkeys(site.tokens for site in by_place[at]):
-            selected = Selected.of(acts, chosen[tokens], sinks_BT)
-            here = [site for site in by_place[at] if site.tokens == tokens]
+        if at in seen_at.values():
+            sinks[at] = acts.sinks()
+        all_here, sinks_BT = by_place.get(at, []), sinks[seen_at[at]] if at in seen_at else None
+        selections = {tokens: Selected.of(acts, chosen[tokens], sinks_BT) for tokens in dict.fromkeys(site.tokens for site in all_here)}
+        roots = dict.fromkeys(site.encoding.stem or site.encoding for site in all_here if site.encoding is not None)
+        looking = {root: of_whole_prompts(acts, root.on(model.device), list(selections.values())) for root in roots if root.whole_prompt}
+        for number, (tokens, selected) in enumerate(selections.items()):
+            here = [site for site in all_here if site.tokens == tokens]
             encodings = [site.encoding for site in here if site.encoding is not None]
-            made = dict(zip(encodings, encoded(selected.acts, encodings), strict=True))
+            made = dict(zip(encodings, encoded(selected.acts, encodings, {root: values[number] for root, values in looking.items()}), strict=True))
             for site in here:
                 values = selected.acts if site.encoding is None else made[site.encoding]
                 reduced[site] = selected.reduce(values, highest=site.encoding is not None and site.encoding.pooling == "max")
 
-    listening.pass_through(set(by_place), layout.arguments(model, begun.past), hear)
+    listening.pass_through({*by_place, *seen_at.values()}, layout.arguments(model, begun.past), hear)
     return reduced
 
 
@@ -102,18 +110,17 @@ def read_alone(model: "LoadedModel", ids: tuple[int, ...], at: At) -> tuple[NDAr
         PromptError: it does not fit into the device's memory.
     """
     layout = Layout.of(Batch(((0,),), packed=False), [ids], model.device)
-    heard: list[Tensor] = []
+    seen_at, heard = model.hook_points.sinks_seen_at(at), dict[At, Tensor]()
 
-    def hear(_: At, acts_1LD: Tensor) -> None:
-        heard.append(acts_1LD[0].to(torch.float32))
-        heard.append(sink_mask(token_norms(acts_1LD), torch.ones_like(acts_1LD[..., 0]))[0])
+    def hear(place: At, acts_1LD: Tensor) -> None:
+        heard[place] = acts_1LD.clone()
 
     try:
         with Listening(model, [at]) as listening:
-            listening.pass_through({at}, layout.arguments(model, None), hear)
+            listening.pass_through({at, seen_at}, layout.arguments(model, None), hear)
     except torch.OutOfMemoryError as error:
         raise PromptError(
             f"a prompt of {len(ids)} tokens does not fit into the memory of {model.device}; free some of it, or use --audit-device cpu"
         ) from error
-    acts_LD, sinks_L = heard
-    return acts_LD.cpu().numpy().copy(), sinks_L.cpu().numpy().copy()
+    sinks_1L = sink_mask(token_norms(heard[seen_at]), torch.ones_like(heard[seen_at][..., 0]))
+    return heard[at][0].to(torch.float32).cpu().numpy().copy(), sinks_1L[0].cpu().numpy().copy()

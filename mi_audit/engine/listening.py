@@ -21,7 +21,8 @@ Hear = Callable[[At, Tensor], None]
 
 
 class Listening:
-    """Listeners at places of a model, a context manager: they are there inside of it and gone afterwards, also after an error.
+    """Listeners at places of a model and where the attention sinks at them are seen, a context manager: they are there inside of it and gone afterwards, also
+    after an error. Of those at one module the one at the earlier hook point hears first.
 
     They are neither added nor removed while a pass is under way, which torch's hooks would not bear, and each hears for the pass of its own thread.
 
@@ -30,7 +31,8 @@ class Listening:
     """
 
     def __init__(self, model: "LoadedModel", places: Iterable[At]) -> None:
-        self._model, self._places = model, tuple(places)
+        self._model = model
+        self._places = {place for at in places for place in (model.hook_points.sinks_seen_at(at), at)}
         self._listeners, self._own, self._stopped = ExitStack(), _Own(), Event()
 
     def __enter__(self) -> Self:
@@ -38,8 +40,8 @@ class Listening:
         with ExitStack() as added:
             for block in points.decoder.blocks:
                 added.callback(block.module.register_forward_pre_hook(self._go_on).remove)
-            for at in self._places:
-                added.callback(points.resolve(at.point, at.layer).listen(partial(self._heard, at)).remove)
+            for tap, at in sorted(((points.resolve(at.point, at.layer), at) for at in self._places), key=lambda pair: pair[0].order):
+                added.callback(tap.listen(partial(self._heard, at)).remove)
             self._listeners = added.pop_all()
         return self
 

@@ -1,6 +1,6 @@
 """From the activations of a batch to one vector per prompt, on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -55,9 +55,15 @@ class Activations:
     acts: Tensor
 
     def sinks(self) -> Tensor:
-        """True [B, T] where a prompt's token is an attention sink."""
+        """True [B, T] where a prompt's token is an attention sink, as far as its norm here tells (`HookMap.sinks_seen_at`)."""
         norms = torch.cat([token_norms(self.before), token_norms(self.acts).flatten()])
         return sink_mask(norms[self.layout.index], self.layout.real)
+
+    def whole(self) -> Tensor:
+        """The activations float32 [B, T, width] of all tokens of each prompt, filled up on the right with ones, which every normalisation bears."""
+        prompts_B, tokens_T = self.layout.real.shape
+        every_BT = torch.arange(tokens_T, device=self.layout.real.device).expand(prompts_B, -1)
+        return self.at(every_BT).masked_fill(~self.layout.real[..., None], 1)
 
     def at(self, index_BK: Tensor) -> Tensor:
         """The activations float32 [B, K, width] of each prompt's tokens at those positions."""
@@ -96,14 +102,32 @@ class Selected:
         return Reduced(pooled.masked_fill(n_kept[:, None] == 0, 0), last, n_kept, self.chosen.real.sum(dim=1) - n_kept)
 
 
-def encoded(acts_ND: Tensor, encodings: Sequence[Encoding]) -> list[Tensor]:
-    """What each encoding makes of the activations [N, m], a few tokens at a time; a stem that several have is computed once for all of them."""
+def encoded(acts_ND: Tensor, encodings: Sequence[Encoding], made: Mapping[Encoding, Tensor] | None = None) -> list[Tensor]:
+    """What each encoding makes of the activations [N, m], a few tokens at a time; a stem that several have is computed once for all of them.
+
+    `made` holds what was made of these tokens [N, ·] by encodings and stems that look at whole prompts.
+    """
     functions = [each.on(acts_ND.device) for each in encodings]
     parts: list[list[Tensor]] = [[] for _ in encodings]
-    for part_ND in torch.split(acts_ND, AT_A_TIME):
-        stems: dict[Encoding, Tensor] = {}
+    split = {each: torch.split(values, AT_A_TIME) for each, values in (made or {}).items()}
+    for number, part_ND in enumerate(torch.split(acts_ND, AT_A_TIME)):
+        known = {each: values[number] for each, values in split.items()}
         for each, function, found in zip(encodings, functions, parts, strict=True):
-            if each.stem is not None and each.stem not in stems:
-                stems[each.stem] = each.stem.on(part_ND.device)(part_ND)
-            found.append(function(part_ND if each.stem is None else stems[each.stem]))
+            if each.stem is not None and each.stem not in known:
+                known[each.stem] = each.stem.on(part_ND.device)(part_ND)
+            found.append(known[each] if each in known else function(part_ND if each.stem is None else known[each.stem]))
+    return [torch.cat(found) for found in parts]
+
+
+def of_whole_prompts(acts: Activations, encode: Callable[[Tensor], Tensor], selections: Sequence[Selected]) -> list[Tensor]:
+    """What an encoding that looks at whole prompts makes of the tokens that each selection keeps [N, m], a few prompts at a time."""
+    acts_BTD = acts.whole()
+    at_a_time = max(1, AT_A_TIME // acts_BTD.shape[1])
+    parts: list[list[Tensor]] = [[] for _ in selections]
+    for start in range(0, len(acts_BTD), at_a_time):
+        rows = slice(start, start + at_a_time)
+        values_BTM = encode(acts_BTD[rows])
+        prompt_B1 = torch.arange(len(values_BTM), device=values_BTM.device)[:, None]
+        for selected, found in zip(selections, parts, strict=True):
+            found.append(values_BTM[prompt_B1, selected.chosen.index[rows]][selected.kept[rows]])
     return [torch.cat(found) for found in parts]

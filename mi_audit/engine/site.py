@@ -30,6 +30,10 @@ class Encoding(Protocol):
     def stem(self) -> "Encoding | None":
         """What has to be made of an activation first, the same for many encodings, so that it is made once for all of them; None where nothing has."""
 
+    @property
+    def whole_prompt(self) -> bool:
+        """Whether what it makes of a token depends on those before it: it is then given whole prompts [B, T, width], filled up on the right with ones."""
+
     def on(self, device: "torch.device") -> "Callable[[Tensor], Tensor]":
         """The function from activations [..., width], or from what the stem makes of them, to float32 [..., m] on the device."""
 

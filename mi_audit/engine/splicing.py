@@ -21,7 +21,7 @@ TOKENS: Final = 512
 """In a batch, at most: each has as many logits as the vocabulary has entries."""
 
 Replacement = Callable[[Tensor], Tensor]
-"""From activations [N, d] in float32 to what is put in [N, width]."""
+"""From the activations [R, L, d] of whole prompts in float32, filled up on the right, to what is put in [R, L, width]."""
 
 Change = Callable[[Tensor, Tensor], Tensor]
 """From the activations [R, L, d] that are given and those [R, L, width] that stand at the hook point to what takes the place of the latter."""
@@ -39,7 +39,8 @@ def next_token_losses(
         at: the hook point, its layer absolute.
         replacements: what takes the place of the activation of every token but attention sinks, r of them; a pass for each.
         given: the hook point from whose activations it is made, its layer absolute and before `at`; by default `at` itself. A token that is an attention sink
-            at either is left alone: from what stands out at `given` no fair replacement can be made, and what stands out at `at` is not to be missed.
+            at either is left alone: from what stands out at `given` no fair replacement can be made, and what stands out at `at` is not to be missed. Of a
+            hook point after a norm, where none stands out, they are those of the residual stream before it.
         progress: hears of the prompts, once all their passes are done.
 
     Returns:
@@ -52,12 +53,13 @@ def next_token_losses(
     """
     use_full_precision()
     places = (at,) if given is None or given == at else (given, at)
+    seen_at = tuple(dict.fromkeys(model.hook_points.sinks_seen_at(place) for place in places))
     losses = torch.zeros(1 + len(replacements), len(prompts), dtype=torch.float64)
     kls = torch.zeros(len(replacements), len(prompts), dtype=torch.float64)
     with reporting(progress, len(prompts), sum(map(len, prompts))):
         for rows in _batches(prompts):
             ids, real = _padded([prompts[row] for row in rows], model.device)
-            plain, found = _passed(model, ids, real, places, None)
+            plain, found = _passed(model, ids, real, seen_at, None)
             ordinary = real & ~_sinks(found, real)
             losses[0, rows] = _summed(_losses(plain, ids), real)
             for number, replacement in enumerate(replacements):
@@ -105,7 +107,7 @@ def _passed(model: "LoadedModel", ids: Tensor, real: Tensor, places: tuple[At, .
         return change(heard[0], acts_RLD)
 
     taps = [model.hook_points.resolve(place.point, place.layer) for place in places]
-    if taps[0].order > taps[-1].order:
+    if change is not None and taps[0].order > taps[-1].order:
         raise HookPointError(f"{taps[-1]} can't be made from {taps[0]}, which a forward pass comes by later")
     with ExitStack() as listening:
         for tap in taps:
@@ -127,7 +129,7 @@ def _at_ordinary_tokens(replacement: Replacement, ordinary: Tensor) -> Change:
 
     def change(given_RLD: Tensor, acts_RLD: Tensor) -> Tensor:
         changed, where = acts_RLD.clone(), ordinary.to(acts_RLD.device)
-        changed[where] = replacement(given_RLD.to(acts_RLD.device)[where].to(torch.float32)).to(acts_RLD.dtype)
+        changed[where] = replacement(given_RLD.to(acts_RLD.device, torch.float32))[where].to(acts_RLD.dtype)
         return changed
 
     return change

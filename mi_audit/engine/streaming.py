@@ -89,17 +89,20 @@ def _stream(model: "LoadedModel", prompts: Sequence[Ids], places: tuple[At, ...]
 
 def _read(model: "LoadedModel", listening: Listening, batch: Batch, prompts: Sequence[Ids], places: tuple[At, ...]) -> list[_Row]:
     layout = Layout.of(batch, prompts, model.device)
-    heard: dict[At, tuple[NDArray[np.float32], NDArray[np.bool_]]] = {}
+    heard: dict[At, NDArray[np.float32]] = {}
+    sinks: dict[At, NDArray[np.bool_]] = {}
+    seen_at = {at: model.hook_points.sinks_seen_at(at) for at in places}
 
     def hear(at: At, acts_RLD: Tensor) -> None:
         acts = Activations(layout, acts_RLD[0, :0].to(model.device), acts_RLD.to(model.device))
-        prompts_B, tokens_T = layout.real.shape
-        acts_BTD = acts.at(torch.arange(tokens_T, device=model.device).expand(prompts_B, -1))
-        heard[at] = acts_BTD.cpu().numpy(), acts.sinks().cpu().numpy()
+        if at in seen_at:
+            heard[at] = acts.whole().cpu().numpy()
+        if at in seen_at.values():
+            sinks[at] = acts.sinks().cpu().numpy()
 
     halves = batch.halves()
     try:
-        listening.pass_through(set(places), layout.arguments(model, None), hear)
+        listening.pass_through({*seen_at, *seen_at.values()}, layout.arguments(model, None), hear)
     except torch.OutOfMemoryError as error:
         if halves is None:
             raise PromptError(f"a text of {batch.tokens(prompts)} tokens does not fit into the memory of {model.device}; take shorter ones") from error
@@ -109,7 +112,7 @@ def _read(model: "LoadedModel", listening: Listening, batch: Batch, prompts: Seq
 
     def at_each(row: int, ids: Ids) -> tuple[EveryToken, ...]:
         length = len(ids)
-        found = {at: EveryToken(ids, acts_BTD[row, :length].copy(), sinks_BT[row, :length].copy()) for at, (acts_BTD, sinks_BT) in heard.items()}
+        found = {at: EveryToken(ids, acts_BTD[row, :length].copy(), sinks[seen_at[at]][row, :length].copy()) for at, acts_BTD in heard.items()}
         return tuple(found[at] for at in places)
 
     return [(index, at_each(row, prompts[index])) for row, index in enumerate(batch.prompts)]

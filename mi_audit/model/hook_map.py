@@ -7,9 +7,13 @@ from typing import Generic, TypeVar
 
 from mi_audit.errors import HookPointError
 from mi_audit.model.ranges import ranges
+from mi_audit.plan.places import At
 
 NAMES = ("embed", "resid_pre", "attn.hook_z", "attn_out", "resid_mid", "ln2.hook_normalized", "mlp.hook_in", "mlp.hook_post", "mlp_out", "resid_post")
 """Every hook point that exists, in the order in which a forward pass meets them."""
+
+AFTER_A_NORM = ("ln2.hook_normalized", "mlp.hook_in")
+"""Hook points at which all tokens are about as long, since a norm stands before them."""
 
 Key = tuple[str, int | None]
 
@@ -82,6 +86,13 @@ class HookMap(Generic[H]):
             where = name if layer is None else f"{name} at layer {layer}"
             raise HookPointError(f"{where} can't be used on this model: {self._refused[name, layer]}; it has: {self._summary()}")
         return self._taps[name, layer]
+
+    def sinks_seen_at(self, at: At) -> At:
+        """Where a token's norm tells whether it is an attention sink: at the hook point itself, its layer absolute; of one after a norm in the residual stream
+        before it, in a parallel block that at its input."""
+        if at.point not in AFTER_A_NORM:
+            return at
+        return At("resid_mid" if ("resid_mid", at.layer) in self._taps else "resid_pre", layer=at.layer)
 
     def _summary(self) -> str:
         parts = [name if layers == (None,) else f"{name} at {ranges([layer for layer in layers if layer is not None])}" for name, layers, _ in self.available()]

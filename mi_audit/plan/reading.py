@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn, Protocol, cast, get_args
 
 from mi_audit.errors import PlanError, SuiteError
+from mi_audit.plan.latents import LatentSpec
 from mi_audit.plan.measurements import NEEDS_LABELS, NEEDS_THRESHOLD, AttributionSpec, Baseline, EstimateSpec, Method, Quantity, ReadSpec
 from mi_audit.stats.checks import Floats
 from mi_audit.stats.estimate import Estimate
@@ -104,7 +105,7 @@ class Reading:
             the prompts, the one that scores highest first.
 
         Raises:
-            PlanError: an unknown method or baseline.
+            PlanError: an unknown method or baseline, or latents of an architecture that has no pre-activation.
         """
         if method not in get_args(Method):
             raise PlanError(f"attribute(method={method!r}): known are {', '.join(get_args(Method))}")
@@ -112,6 +113,10 @@ class Reading:
             raise PlanError(f"attribute(baseline={baseline!r}): known are {', '.join(get_args(Baseline))}")
         if self.spec.detector.point == "embed":
             raise PlanError(f"attribute() of {self.spec}: it reads the embedding itself, where every token has to do with its own number alone")
+        detector = self.spec.detector
+        if isinstance(detector, LatentSpec) and detector.sae.config.is_whole:
+            architecture = detector.sae.config.architecture
+            raise PlanError(f"attribute() of {self.spec}: latents of the architecture {architecture!r} have no pre-activation; attribute a probe there")
         return self._attribute(AttributionSpec(self.spec, cast(Method, method), cast(Baseline, baseline)))
 
     def __getattr__(self, name: str) -> NoReturn:

@@ -10,11 +10,12 @@ from typing import Any, Final, Literal, get_args
 
 from mi_audit.errors import PlanError
 from mi_audit.plan.digest import Json
+from mi_audit.plan.sae_settings import SettingError, Settings, Whole, settings_of
 
 Architecture = Literal["standard", "gated", "jumprelu", "topk", "abstopk", "transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"]
 """Those whose encoder is one matrix product and an activation: read straight from their files."""
 
-Normalisation = Literal["none", "layer_norm", "constant_norm_rescale"]
+Normalisation = Literal["none", "layer_norm", "constant_norm_rescale", "constant_scalar_rescale"]
 
 _LARGEST: Final = 2**24
 
@@ -60,11 +61,34 @@ class SaeConfig:
     normalisation: Normalisation
     rescales_by_decoder_norm: bool
     metadata: SaeMetadata
+    settings: Settings = ()
 
     @property
     def is_transcoder(self) -> bool:
         """Whether what it reconstructs is not what it encodes."""
         return self.architecture.endswith("transcoder")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether sae-lens's own class encodes and decodes."""
+        return self.architecture in get_args(Whole)
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether its encoder is its decoder, transposed, and its file holds the one alone."""
+        return self.architecture == "matching_pursuit" or dict(self.settings).get("tied_weights") is True
+
+    @property
+    def is_contextual(self) -> bool:
+        """Whether the latents of a token depend on the tokens before it in its prompt."""
+        return self.architecture == "temporal"
+
+    @property
+    def factor(self) -> float:
+        """What activations are multiplied with where they are rescaled by a constant."""
+        value = dict(self.settings).get("activation_normalization_factor", 1.0)
+        assert isinstance(value, float)
+        return value
 
     @property
     def selectable(self) -> bool:
@@ -74,7 +98,7 @@ class SaeConfig:
     def describe(self) -> dict[str, Json]:
         """JSON-ready description."""
         shown = self.metadata
-        return {
+        described: dict[str, Json] = {
             "architecture": self.architecture,
             "d_in": self.d_in,
             "d_sae": self.d_sae,
@@ -92,6 +116,7 @@ class SaeConfig:
             "neuronpedia_id": shown.neuronpedia_id,
             "quality": dict(shown.quality),
         }
+        return described | {"settings": dict(self.settings)} if self.settings else described
 
 
 def parse(content: bytes, where: str) -> SaeConfig:
@@ -147,10 +172,17 @@ class _Reader:
             d_out=self._count("d_out") if transcoder else d_in,
             k=k,
             subtracts_decoder_bias=subtracts,
-            normalisation=self._normalisation(),
+            normalisation=self._normalisation(architecture),
             rescales_by_decoder_norm=k is not None and self._flag("rescale_acts_by_decoder_norm", default=False),
             metadata=self._described(),
+            settings=self._settings(architecture, d_sae),
         )
+
+    def _settings(self, architecture: str, d_sae: int) -> Settings:
+        try:
+            return settings_of(architecture, self._given, d_sae)
+        except SettingError as error:
+            raise self._flaw(error.field, str(error)) from error
 
     def _architecture(self) -> tuple[str, int | None]:
         name = self._text("architecture", self._given)
@@ -164,17 +196,17 @@ class _Reader:
                 raise self._flaw("activation_fn", f"{activation!r} is not known; known are 'relu' and 'topk'")
         if name in ("topk", "abstopk"):
             return name, self._count("k")
-        if name not in get_args(Architecture):
-            raise self._flaw("architecture", f"{name!r} can't be read; what can is {', '.join(get_args(Architecture))}")
+        if name not in (known := (*get_args(Architecture), *get_args(Whole))):
+            raise self._flaw("architecture", f"{name!r} can't be read; what can is {', '.join(known)}")
         assert name is not None
         return name, None
 
-    def _normalisation(self) -> Normalisation:
+    def _normalisation(self, architecture: str) -> Normalisation:
         given = self._given.get("normalize_activations")
         if given in (None, False):
             return "none"
         for known in get_args(Normalisation):
-            if given == known:
+            if given == known and (known != "constant_scalar_rescale" or architecture == "temporal"):
                 return known  # type: ignore[no-any-return]
         if given is True or given == "expected_average_only_in":
             raise self._flaw(

@@ -1,18 +1,22 @@
 """Activations into latents and back, as sae-lens computes them: normalise, subtract the decoder's bias, multiply, add a bias, activate.
 
 Sources: Bricken et al. 2023 (standard), Rajamanoharan et al. 2024 (gated, arXiv 2404.16014; JumpReLU, arXiv 2407.14435), Gao et al. 2024 (top-k,
-arXiv 2406.04093), Dunefsky et al. 2024 (transcoders, arXiv 2406.11944), Paulo et al. 2025 (skip transcoders, arXiv 2501.18823).
+arXiv 2406.04093), Dunefsky et al. 2024 (transcoders, arXiv 2406.11944), Paulo et al. 2025 (skip transcoders, arXiv 2501.18823), Costa et al. 2025 (matching
+pursuit, arXiv 2506.03093), Lubana et al. 2025 (temporal, arXiv 2511.01836).
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from functools import cached_property
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from mi_audit.errors import DetectorError
 from mi_audit.plan.sae_config import SaeConfig
 from mi_audit.saes.weights import SaeWeights
+from mi_audit.saes.whole import class_of
 
 _EPSILON: Final = 1e-5
 
@@ -32,6 +36,8 @@ class _Input:
         match config.normalisation:
             case "none":
                 return cls(acts - mean, mean, 1.0)
+            case "constant_scalar_rescale":
+                return cls((acts - mean) * config.factor, mean, 1 / config.factor)
             case "constant_norm_rescale":
                 scale = (acts - mean).norm(dim=-1, keepdim=True) / config.d_in**0.5
                 return cls((acts - mean) / scale, mean, scale)
@@ -49,7 +55,8 @@ class Encoder:
     """Activations [..., d_in] into latents [..., m] in float32: all of an SAE's, or those that were selected.
 
     `W` [d_in, c] holds the columns of the encoder that are needed, `biases` what its architecture adds to or holds against them [c] each, `shift` [d_in] what
-    is subtracted first, `norms` [c] the decoder's where latents are ranked by them. `chosen` [m] are the latents among c where not all are wanted.
+    is subtracted first, `norms` [c] the decoder's where latents are ranked by them. `chosen` [m] are the latents among c where not all are wanted. `whole` is
+    sae-lens's SAE, where its class encodes.
     """
 
     config: SaeConfig
@@ -58,6 +65,7 @@ class Encoder:
     biases: Mapping[str, Tensor]
     norms: Tensor | None
     chosen: Tensor | None = None
+    whole: Any = None
 
     @classmethod
     def of(cls, config: SaeConfig, weights: SaeWeights, latents: Sequence[int] | None = None) -> "Encoder":
@@ -65,16 +73,23 @@ class Encoder:
         biases = {name: bias for name, bias in weights.others.items() if name != "W_skip"}
         norms = weights.W_dec.norm(dim=-1) if config.rescales_by_decoder_norm else None
         shift = weights.b_dec if config.subtracts_decoder_bias else None
+        whole = class_of(config, weights) if config.is_whole else None
         if latents is None:
-            return cls(config, weights.W_enc, shift, biases, norms)
+            return cls(config, weights.W_enc, shift, biases, norms, whole=whole)
         chosen = torch.tensor(latents, device=weights.W_enc.device)
         if not config.selectable:
-            return cls(config, weights.W_enc, shift, biases, norms, chosen)
+            return cls(config, weights.W_enc, shift, biases, norms, chosen, whole)
         return cls(config, weights.W_enc[:, chosen].contiguous(), shift, {name: bias[chosen] for name, bias in biases.items()}, norms)
 
     def __call__(self, acts: Tensor) -> Tensor:
-        """The latents [..., m] of activations [..., d_in] of any floating type."""
+        """The latents [..., m] of activations [..., d_in] of any floating type.
+
+        A contextual SAE takes whole prompts, each from its first token on: one [L, d_in], or several [B, T, d_in] that may be filled up on the right.
+        """
         given = _Input.of(self.config, acts).acts
+        if self.whole is not None:
+            latents: Tensor = self.whole.encode(given[None])[0] if self.config.is_contextual and given.dim() == 2 else self.whole.encode(given)
+            return latents if self.chosen is None else latents[..., self.chosen]
         product = (given if self.shift is None else given - self.shift) @ self.W
         match self.config.architecture:
             case "gated":
@@ -92,7 +107,15 @@ class Encoder:
         """The pre-activations [..., m]: what the activation function, its threshold and the competition for the first k are still to be applied to.
 
         Gradients go through them everywhere, which they don't through a JumpReLU's gate. Of a gated SAE that of the gate.
+
+        Raises:
+            DetectorError: the architecture has none.
         """
+        if self.whole is not None:
+            raise DetectorError(
+                f"latents of the architecture {self.config.architecture!r} have no pre-activation that one matrix product gives, and the value itself jumps"
+                " where another latent is chosen first: they can't be attributed to tokens; attribute a probe at the same hook point"
+            )
         given = _Input.of(self.config, acts).acts
         pre = (given if self.shift is None else given - self.shift) @ self.W + self.biases["b_gate" if self.config.architecture == "gated" else "b_enc"]
         if self.norms is not None:
@@ -117,9 +140,21 @@ class Decoder:
     config: SaeConfig
     weights: SaeWeights
 
+    @cached_property
+    def _whole(self) -> Any:
+        return class_of(self.config, self.weights) if self.config.is_whole else None
+
     def __call__(self, latents: Tensor, acts: Tensor) -> Tensor:
-        """The reconstruction, float32; `acts` [..., d_in] are those that were encoded, whose scale and mean it is given back."""
+        """The reconstruction, float32; `acts` [..., d_in] are those that were encoded, whose scale and mean it is given back.
+
+        Of a contextual SAE it is made from `acts` alone, whole prompts as for the encoder: what it predicts from earlier tokens is in no latent.
+        """
         weights = self.weights
+        if self._whole is not None:
+            given = _Input.of(self.config, acts)
+            if not self.config.is_contextual:
+                return given.undone(self._whole.decode(latents))
+            return given.undone(self._whole(given.acts[None])[0] if given.acts.dim() == 2 else self._whole(given.acts))
         if self.config.rescales_by_decoder_norm:
             latents = latents / weights.W_dec.norm(dim=-1)
         decoded = latents @ weights.W_dec + weights.b_dec

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import metadata
 from typing import TYPE_CHECKING
 
-from mi_audit.plan.digest import digest_of
+from mi_audit.plan.digest import Json, digest_of
 from mi_audit.plan.latents import Pooling
 from mi_audit.plan.saes import SaeSpec
 
@@ -25,7 +26,7 @@ class EveryLatent:
     @property
     def key(self) -> str:
         """Digest of the SAE's files and of what is done with it."""
-        return digest_of({"sae": self.sae.digest, "every": True, "pooling": self.pooling, "seed": self.seed})[:40]
+        return digest_of({"sae": self.sae.digest, "every": True, "pooling": self.pooling, "seed": self.seed, **computed_by(self.sae)})[:40]
 
     @property
     def width(self) -> int:
@@ -33,6 +34,11 @@ class EveryLatent:
         return self.sae.config.d_sae
 
     stem = None
+
+    @property
+    def whole_prompt(self) -> bool:
+        """Whether a token's latents depend on those before it."""
+        return self.sae.config.is_contextual
 
     def on(self, device: "torch.device") -> "Callable[[Tensor], Tensor]":
         """From activations [..., d_in] to latents [..., d_sae].
@@ -43,10 +49,13 @@ class EveryLatent:
         return _encoder(self, device)
 
 
+def computed_by(sae: SaeSpec) -> dict[str, Json]:
+    """What computes the latents besides the code here, with its version."""
+    return {"sae-lens": metadata.version("sae-lens")} if sae.config.is_whole else {}
+
+
 @lru_cache(maxsize=4)
 def _encoder(every: EveryLatent, device: "torch.device") -> "Callable[[Tensor], Tensor]":
-    from dataclasses import replace
-
     import torch
 
     from mi_audit.saes.encoding import Encoder
@@ -56,5 +65,5 @@ def _encoder(every: EveryLatent, device: "torch.device") -> "Callable[[Tensor], 
     if every.seed is not None:
         random = torch.Generator().manual_seed(every.seed)
         columns = torch.randn(weights.W_enc.shape, generator=random)
-        weights = replace(weights, W_enc=columns * (weights.W_enc.norm(dim=0) / columns.norm(dim=0)))
+        weights = weights.with_encoder(columns * (weights.W_enc.norm(dim=0) / columns.norm(dim=0)), tied=every.sae.config.is_tied)
     return Encoder.of(every.sae.config, weights.to(device))

@@ -9,7 +9,7 @@ from mi_audit.errors import DetectorError
 from mi_audit.plan.digest import Json, digest_of, sha256_of_file
 from mi_audit.plan.latents import Combine, Pooling
 from mi_audit.plan.saes import CONFIG, WEIGHTS, SaeSpec
-from mi_audit.saes.every_latent import EveryLatent
+from mi_audit.saes.every_latent import EveryLatent, computed_by
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ class LatentGroups:
         """Digest of the SAE's files, the latents and how they become one number."""
         groups: list[Json] = [list(group) for group in self.groups]
         described: dict[str, Json] = {"sae": self.sae.digest, "config": self.sae.config.describe(), "groups": groups}
-        return digest_of(described | {"combine": self.combine, "pooling": self.pooling})[:40]
+        return digest_of(described | {"combine": self.combine, "pooling": self.pooling} | computed_by(self.sae))[:40]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LatentGroups) and self.key == other.key
@@ -45,6 +45,8 @@ class LatentGroups:
     def width(self) -> int:
         """m."""
         return len(self.groups)
+
+    whole_prompt = False
 
     @property
     def stem(self) -> EveryLatent | None:

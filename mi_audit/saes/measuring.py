@@ -1,8 +1,8 @@
 """Measures an SAE on prompts: encodes and decodes the activations of their tokens, and has the model go on from what comes out.
 
 A transcoder is measured at the hook point that it reconstructs. Attention sinks, which are left out, are then those of either hook point: at the one that it
-encodes no latent is read of them, and at the one that it reconstructs one of them would decide the variance. After a norm no token stands out, so for a
-transcoder that reads there it is the norm at the hook point that it reconstructs that tells.
+encodes no latent is read of them, and at the one that it reconstructs one of them would decide the variance. After a norm no token stands out, so of a
+transcoder that reads there they are those of the residual stream before the norm (`HookMap.sinks_seen_at`).
 """
 
 from collections.abc import Sequence
@@ -43,15 +43,16 @@ def reconstruction(sae: SaeSpec, prompts: Sequence[EveryToken], wanted: Sequence
     rows, fires = [], torch.zeros(sae.config.d_sae, dtype=torch.float64)
     for number, (given, goal) in enumerate(zip(prompts, prompts if wanted is None else wanted, strict=True)):
         ordinary = ~(given.sinks | goal.sinks)
-        acts, target = torch.from_numpy(given.activations[ordinary]), torch.from_numpy(goal.activations[ordinary])
+        acts, target = torch.from_numpy(given.activations), torch.from_numpy(goal.activations[ordinary])
         for part, width, at, field in ((acts, sae.config.d_in, sae.at, "d_in"), (target, sae.config.d_out, sae.reconstructs, "d_out")):
             if part.shape[-1] != width:
                 raise DetectorError(f"{sae.name}: {field} is {width}, but {at} of this model has {part.shape[-1]} numbers")
-        if not len(acts):
+        if not len(target):
             raise DetectorError(f"{sae.name}: prompt {number} has no token that is no attention sink, so nothing of it can be reconstructed")
-        latents = torch.cat([encode(part) for part in torch.split(acts, _AT_A_TIME)])
+        latents = encode(acts) if sae.config.is_contextual else torch.cat([encode(part) for part in torch.split(acts, _AT_A_TIME)])
+        made, latents = decode(latents, acts)[ordinary], latents[ordinary]
         fires += (latents != 0).sum(dim=0)
-        rows.append(_sums(target.double(), decode(latents, acts).double(), latents))
+        rows.append(_sums(target.double(), made.double(), latents))
     tokens, residuals, squares, fired, ratios = (np.array(column) for column in zip(*((row[0], *row[2:]) for row in rows), strict=True))
     return Reconstruction(tokens, residuals, squares, np.stack([row[1] for row in rows]), fired, ratios, fires.numpy())
 
@@ -72,7 +73,7 @@ def recovery(model: LoadedModel, sae: SaeSpec, prompts: Sequence[Ids], mean: Flo
         return decode(encode(acts), acts)
 
     def averaged(acts: Tensor) -> Tensor:
-        return middle.expand(len(acts), -1)
+        return middle.expand(*acts.shape[:-1], -1)
 
     def zeros(acts: Tensor) -> Tensor:
         return torch.zeros_like(averaged(acts))

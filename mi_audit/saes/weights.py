@@ -1,7 +1,7 @@
 """The weights of an SAE, read from safetensors that anybody may have written, and held against its configuration."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -22,17 +22,25 @@ _NAMES: Final = {
     "skip_transcoder": ("b_enc", "W_skip"),
     "jumprelu_transcoder": ("b_enc", "threshold"),
     "jumprelu_skip_transcoder": ("b_enc", "threshold", "W_skip"),
+    "matching_pursuit": (),
 }
 
 
 @dataclass(frozen=True, eq=False)
 class SaeWeights:
-    """Of an SAE of d_sae latents, float32: `W_enc` [d_in, d_sae], `W_dec` [d_sae, d_out], `b_dec` [d_out]; in `others` what its architecture has besides."""
+    """Of an SAE of d_sae latents, float32: `W_enc` [d_in, d_sae], `W_dec` [d_sae, d_out], `b_dec` [d_out]; in `others` what its architecture has besides.
+
+    Where the encoder is tied to the decoder, `W_enc` is `W_dec` transposed.
+    """
 
     W_enc: Tensor
     W_dec: Tensor
     b_dec: Tensor
     others: Mapping[str, Tensor]
+
+    def with_encoder(self, columns: Tensor, *, tied: bool) -> "SaeWeights":
+        """The same with another encoder [d_in, d_sae], and with the decoder that it is tied to."""
+        return replace(self, W_enc=columns, W_dec=columns.T) if tied else replace(self, W_enc=columns)
 
     def to(self, device: torch.device) -> "SaeWeights":
         """The same on a device."""
@@ -69,9 +77,26 @@ def read_weights(path: Path, config: SaeConfig) -> SaeWeights:
             raise DetectorError(f"{path.name}: {name} holds a number that is not finite")
         tensors[name] = tensor.to(torch.float32)
     own = {name: tensors[name] for name in expected if name not in ("W_enc", "W_dec", "b_dec")}
-    return SaeWeights(tensors["W_enc"], tensors["W_dec"], tensors["b_dec"], own)
+    return SaeWeights(tensors["W_dec"].T if config.is_tied else tensors["W_enc"], tensors["W_dec"], tensors["b_dec"], own)
 
 
 def _shapes(config: SaeConfig) -> dict[str, tuple[int, ...]]:
-    own = {name: (config.d_out, config.d_in) if name == "W_skip" else (config.d_sae,) for name in _NAMES[config.architecture]}
-    return {"W_enc": (config.d_in, config.d_sae), "W_dec": (config.d_sae, config.d_out), "b_dec": (config.d_out,), **own}
+    if config.architecture == "temporal":
+        own = _attention_shapes(config)
+    else:
+        own = {name: (config.d_out, config.d_in) if name == "W_skip" else (config.d_sae,) for name in _NAMES[config.architecture]}
+    encoder = {} if config.is_tied else {"W_enc": (config.d_in, config.d_sae)}
+    return {**encoder, "W_dec": (config.d_sae, config.d_out), "b_dec": (config.d_out,), **own}
+
+
+def _attention_shapes(config: SaeConfig) -> dict[str, tuple[int, ...]]:
+    told = dict(config.settings)
+    layers, bottleneck = told["n_attn_layers"], told["bottleneck_factor"]
+    assert isinstance(layers, int) and isinstance(bottleneck, int)
+    widths = {"k_ctx": config.d_sae // bottleneck, "q_target": config.d_sae // bottleneck, "v_ctx": config.d_sae, "c_proj": config.d_sae}
+    return {
+        f"attn_layers.{layer}.{name}.{part}": shape
+        for layer in range(layers)
+        for name, width in widths.items()
+        for part, shape in (("weight", (width, config.d_sae)), ("bias", (width,)))
+    }

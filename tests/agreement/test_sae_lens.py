@@ -31,6 +31,10 @@ KINDS = [
     ("skip_transcoder", {"apply_b_dec_to_input": False, "d_out": 40}),
     ("jumprelu_transcoder", {"apply_b_dec_to_input": False, "d_out": 40}),
     ("jumprelu_skip_transcoder", {"apply_b_dec_to_input": False, "d_out": 40}),
+    ("matching_pursuit", {"max_iterations": 9}),
+    ("matching_pursuit", {"residual_threshold": 5.0, "stop_on_duplicate_support": False, "apply_b_dec_to_input": False}),
+    ("matching_pursuit", {"max_iterations": 9, "normalize_activations": "layer_norm"}),
+    ("matching_pursuit", {"max_iterations": 9, "normalize_activations": "constant_norm_rescale"}),
 ]
 
 
@@ -47,6 +51,8 @@ def saved(folder: Path, architecture: str, options: dict[str, object]):
     for name, parameter in sae.named_parameters():
         scale = 0.3 if name in ("threshold", "r_mag") else 0.2
         parameter.data = torch.randn(parameter.shape, generator=draw) * scale
+    if architecture == "matching_pursuit":
+        sae.W_dec.data /= sae.W_dec.data.norm(dim=1, keepdim=True)  # as in training: a pursuit of longer rows does not converge
     sae.threshold.data.abs_() if "threshold" in dict(sae.named_parameters()) else None
     sae.save_model(folder)
     return sae
@@ -67,6 +73,31 @@ def test_latents_and_reconstructions_equal_those_of_sae_lens(architecture: str, 
     chosen = [3, 159, 0, 77]
     torch.testing.assert_close(Encoder.of(config, weights, chosen)(given), expected[:, chosen], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(Decoder(config, weights)(ours, given), decoded, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kval_topk": 12},
+        {"kval_topk": 12, "tied_weights": False, "n_attn_layers": 2},
+        {"sae_diff_type": "relu", "apply_b_dec_to_input": False},
+        {"kval_topk": 12, "normalize_activations": "constant_scalar_rescale", "activation_normalization_factor": 0.3},
+        {"kval_topk": 12, "normalize_activations": "layer_norm"},
+    ],
+    ids="-".join,
+)
+def test_latents_that_depend_on_earlier_tokens_equal_those_of_sae_lens(options: dict[str, object], tmp_path: Path) -> None:
+    theirs = saved(tmp_path, "temporal", {"n_heads": 4, "bottleneck_factor": 8, **options})
+    config = parse((tmp_path / "cfg.json").read_bytes(), "cfg.json")
+    weights = read_weights(tmp_path / "sae_weights.safetensors", config)
+    encode, decode, prompts = Encoder.of(config, weights), Decoder(config, weights), acts().reshape(4, N // 4, D_IN)
+    with torch.no_grad():
+        expected, decoded = theirs.encode(prompts), theirs(prompts)
+    assert 0.02 < (expected != 0).float().mean() < 0.9
+    torch.testing.assert_close(encode(prompts), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(encode(prompts[2]), expected[2], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(decode(expected, prompts), decoded, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(decode(expected[2], prompts[2]), decoded[2], rtol=1e-5, atol=1e-4)
 
 
 def test_what_an_sae_explains_and_recovers_is_what_sae_lens_measures(tiny_llama, tmp_path: Path) -> None:

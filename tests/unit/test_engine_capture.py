@@ -6,7 +6,10 @@ import torch
 from rich.console import Console
 
 from mi_audit.engine.capture import Site, capture
+from mi_audit.engine.forward import read_alone
 from mi_audit.engine.progress import TerminalProgress
+from mi_audit.engine.streaming import streamed
+from mi_audit.engine.tokens import encode
 from mi_audit.errors import HookPointError, PromptError
 from mi_audit.model.load import load
 from mi_audit.plan.places import At, Tokens, last_of, span
@@ -75,6 +78,29 @@ def test_a_mean_leaves_the_sinks_out_and_says_how_many(model):
     for vector, prompt in zip(captures.vectors(site), prompts, strict=True):
         kept = [position + 1 for position, letter in enumerate(prompt.text) if letter != "#"]
         np.testing.assert_allclose(vector, hidden(model, prompt)[2][kept].mean(axis=0), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt_neox", "olmo2"])
+def test_after_a_norm_the_sinks_are_those_before_it(tmp_path, architecture):
+    """All tokens are as long there; which are sinks is seen in the residual stream that the norm reads."""
+    loaded = tiny(tmp_path, architecture)
+    loaded.base.get_input_embeddings().weight[loaded.tokenizer.convert_tokens_to_ids("#")] *= 1000
+    prompts = [Prompt(f"{number}", text="you are# a helpful one. " + text.text + "#") for number, text in enumerate(texts(8))]
+    before = At("resid_pre" if architecture == "gpt_neox" else "resid_mid", layer=1)
+    after = [At(tap.name, layer=1) for tap in loaded.hook_points.taps if tap.layer == 1 and tap.name in ("ln2.hook_normalized", "mlp.hook_in")]
+    assert len(after) == (1 if architecture == "olmo2" else 2)
+    read = capture(loaded, prompts, [Site(at, ALL) for at in (before, *after)])
+    assert (read.excluded(Site(before, ALL)) == 2).all()
+    ids = [encode(loaded.tokenizer, prompt).ids for prompt in prompts]
+    for at in after:
+        np.testing.assert_array_equal(read.excluded(Site(at, ALL)), read.excluded(Site(before, ALL)))
+        alone = capture(loaded, prompts, [Site(at, ALL)], budget=1)
+        np.testing.assert_allclose(read.vectors(Site(at, ALL)), alone.vectors(Site(at, ALL)), rtol=1e-3, atol=1e-4)
+        for row, (streaming, expected) in enumerate(zip(streamed(loaded, ids, at), streamed(loaded, ids, before), strict=True)):
+            np.testing.assert_array_equal(streaming.sinks, expected.sinks)
+            acts, sinks = read_alone(loaded, ids[row], at)
+            np.testing.assert_array_equal(sinks, expected.sinks)
+            np.testing.assert_allclose(acts, streaming.activations, rtol=1e-3, atol=1e-4)
 
 
 def test_a_sink_that_alone_is_selected_is_read(model):

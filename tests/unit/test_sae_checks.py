@@ -176,9 +176,10 @@ def test_sinks_of_either_hook_point_are_left_out_of_what_a_transcoder_is_worth(t
     assert found.tokens.tolist() == [4, 4] and found.explained_variance(["a", "b"], 0.025).value == pytest.approx(1, abs=1e-6)
 
 
-def test_sinks_of_either_hook_point_keep_their_activation(tiny_llama):
-    """The first token is made one at the embedding; at the hook point that is replaced it is not."""
-    ids, at, read = (1, *range(40, 60)), mi.at("attn_out", layer=2), mi.at("embed")
+@pytest.mark.parametrize("read", [mi.at("embed"), mi.at("mlp.hook_in", layer=0)])
+def test_sinks_of_either_hook_point_keep_their_activation(tiny_llama, read):
+    """The first token is made one at the embedding, and before the first norm of a feed-forward; at the hook point that is replaced it is not."""
+    ids, at = (1, *range(40, 60)), mi.at("attn_out", layer=2)
     with torch.no_grad():
         tiny_llama.base.embed_tokens.weight[1] *= 10
     losses, _, _ = next_token_losses(tiny_llama, [ids], at, [lambda acts: torch.full_like(acts, 3.0)], given=read)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import mi_audit as mi
+from mi_audit.auditor import Auditor
 from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.capture import Site, capture
 from mi_audit.engine.encoding import encode_all
@@ -18,7 +19,7 @@ from mi_audit.plan.places import Tokens
 from mi_audit.plan.saes import CONFIG, WEIGHTS
 from mi_audit.sae_sources import sae
 from mi_audit.saes.encoding import Encoder
-from mi_audit.saes.latents import LatentGroups, weights_of
+from mi_audit.saes.latents import LatentGroups, pre_activation, weights_of
 from tests.unit.saes import save_sae
 from tests.unit.texts import texts
 
@@ -33,7 +34,7 @@ def changed(folder, **fields):
 
 @pytest.mark.parametrize("pooling", ["mean", "max"])
 @pytest.mark.parametrize("combine", ["sum", "max", "any"])
-@pytest.mark.parametrize(("architecture", "options"), [("standard", {}), ("jumprelu", {}), ("topk", {"k": 5})])
+@pytest.mark.parametrize(("architecture", "options"), [("standard", {}), ("jumprelu", {}), ("topk", {"k": 5}), ("matching_pursuit", {"max_iterations": 5})])
 def test_latents_are_those_of_each_token_and_pooled_without_sinks(tiny_llama, tmp_path, architecture, options, combine, pooling):
     width = tiny_llama.hook_points.resolve("resid_post", 1).width
     spec = sae(save_sae(tmp_path / "sae", width, 40, architecture, metadata=HOOK, **options))
@@ -57,6 +58,16 @@ def test_latents_are_those_of_each_token_and_pooled_without_sinks(tiny_llama, tm
         by_token = torch.stack([values(part) for part in of_group], dim=1)
         expected.append((by_token.amax(0) if pooling == "max" else by_token.mean(0)).numpy())
     np.testing.assert_allclose(read.vectors(site), np.stack(expected), rtol=2e-5, atol=2e-6)
+
+
+def test_what_has_no_pre_activation_is_not_attributed(tmp_path):
+    spec = sae(save_sae(tmp_path, 16, 40, "matching_pursuit", metadata=HOOK))
+    number = pre_activation(LatentGroups(spec, ((3,),), "sum", "mean"), torch.device("cpu"))
+    with pytest.raises(DetectorError, match=r"'matching_pursuit' have no pre-activation .* attribute a probe"):
+        number(torch.ones(2, 16))
+    suite = mi.suite([{"text": "a", "label": True}, {"text": "b", "label": False}], name="two")
+    with pytest.raises(PlanError, match="'matching_pursuit' have no pre-activation; attribute a probe there"):
+        Auditor(lambda spec: None, lambda spec: ()).read(mi.latent(spec, 3, name="three"), suite).attribute()
 
 
 def test_an_sae_says_where_it_is_read(tmp_path):
@@ -102,6 +113,14 @@ def test_a_transcoder_says_what_it_reads_and_what_it_reconstructs(tmp_path):
         ({"architecture": "topk", "k": 41}, "k: more than its 40 latents"),
         ({"d_sae": 41}, r"W_enc has the shape \[16, 40\], cfg.json says \[16, 41\]"),
         ({"architecture": "gated"}, "holds no tensor 'b_gate'"),
+        ({"architecture": "matching_pursuit", "residual_threshold": -1}, "residual_threshold: -1 is no number from 0"),
+        ({"architecture": "matching_pursuit", "max_iterations": 0}, "max_iterations: 0 is neither null nor a whole number from 1"),
+        ({"architecture": "matching_pursuit", "stop_on_duplicate_support": None}, "stop_on_duplicate_support: None is neither true nor false"),
+        ({"architecture": "matching_pursuit"}, "holds the tensor 'W_enc', which an SAE of the architecture 'matching_pursuit' does not have"),
+        ({"architecture": "temporal", "n_heads": 3}, "bottleneck_factor: 64 × n_heads 3 does not divide d_sae 40"),
+        ({"architecture": "temporal", "bottleneck_factor": 1, "sae_diff_type": "jump"}, "sae_diff_type: 'jump' is neither 'relu' nor 'topk'"),
+        ({"architecture": "temporal", "bottleneck_factor": 1, "kval_topk": 41}, "kval_topk: more than its 40 latents"),
+        ({"normalize_activations": "constant_scalar_rescale"}, "normalize_activations: 'constant_scalar_rescale' is not known"),
         ({"apply_b_dec_to_input": "yes"}, "apply_b_dec_to_input: 'yes' is neither true nor false"),
         ({"metadata": {**HOOK, "hook_head_index": 3}}, "hook_head_index: an SAE of a single attention head"),
     ],
