@@ -29,10 +29,11 @@ def find_latents(
 ) -> "FoundLatents":
     """Find the latents of an SAE that separate a suite's labels.
 
-    They are ranked on the suite's train and calibration splits, where the false discovery rate is held (Benjamini & Hochberg 1995), and confirmed on its test
-    split (Holm 1979); n is counted in groups, by shuffles of the labels within their structure. Each is held against random latents that fire as often, against
-    the best latent found in the same way in an SAE with a random encoder, and against a probe on the raw activations; what it tracks besides is told. Where
-    several added up do better than any alone, that group is confirmed and held against the same.
+    They are ranked on the suite's train split, where the false discovery rate is held (Benjamini & Hochberg 1995), and confirmed on its test split (Holm 1979);
+    the calibration split is left for thresholds, and a detector made of what is found says `found_on=suite["train"]`. n is counted in groups, by shuffles of
+    the labels within their structure. Each is held against random latents that fire as often, against the best latent found in the same way in an SAE with a
+    random encoder, and against a probe on the raw activations; what it tracks besides is told. Where several added up do better than any alone, that group is
+    confirmed and held against the same.
 
     Args:
         sae: from `mi.sae`.

@@ -1,5 +1,6 @@
 """Search an SAE for the latents that separate a suite's labels, and say of each what it is worth as evidence."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypedDict
 
@@ -28,6 +29,7 @@ from mi_audit.saes.latents import weights_of
 from mi_audit.stats.auroc import auroc_difference
 from mi_audit.stats.checks import Bools, Floats
 from mi_audit.stats.estimate import Estimate
+from mi_audit.suites.prompt import Prompt
 from mi_audit.suites.suite import Suite
 
 RANDOM_LATENTS: Final = 199
@@ -51,7 +53,7 @@ def search(
     cache: ActivationCache | None = None,
     progress: Progress | None = None,
 ) -> FoundLatents:
-    """Rank an SAE's latents by how they separate a suite's labels on its train and calibration splits, and confirm them on its test split.
+    """Rank an SAE's latents by how they separate a suite's labels on its train split, and confirm them on its test split.
 
     Args:
         model: the model under audit.
@@ -62,7 +64,7 @@ def search(
         alpha: the probability that any of them is wrongly confirmed, and the one-sided level of the comparisons.
         most: candidates that go on to be confirmed.
         seed: of every random step.
-        cache: for what the SAE's checks read.
+        cache: where what was read before is looked up and kept.
         progress: hears of the passes.
 
     Raises:
@@ -74,13 +76,11 @@ def search(
     checks = SaeChecks(model, alpha, seed, cache, progress)
     at = sae.at.in_model(model.n_layers)
     own, random_sae, raw = (Site(at, tokens, encoding) for encoding in (EveryLatent(sae, pooling), EveryLatent(sae, pooling, seed), None))
-    held = suite["test"]
-    ids = {prompt.id for prompt in held}
-    rows = np.array([prompt.id in ids for prompt in suite.prompts])
-    read = capture(model, suite.prompts, (own, random_sae, raw), progress=progress)
-    labels: Bools = np.asarray(suite.labels(), dtype=np.bool_)
-    groups = np.asarray(suite.groups())
-    half = _Half(labels, groups, rows)
+    train, held = suite["train"], suite["test"]
+    prompts = (*train.prompts, *held.prompts)
+    rows = np.arange(len(prompts)) >= len(train)
+    read = capture(model, prompts, (own, random_sae, raw), progress=progress, cache=cache)
+    half = _Half(np.array([*train.labels(), *held.labels()], dtype=np.bool_), np.array([*train.groups(), *held.groups()]), rows)
     values = read.vectors(own).astype(np.float64)
     found = half.discover(values, rate, stream(seed, "discovery", sae.digest, suite.digest))
     separate = len(found.columns)
@@ -95,7 +95,7 @@ def search(
     confirmed = half.confirm(np.hstack([values[:, found.columns], summed[:, : int(several)]]), alpha, stream(seed, "confirmation", sae.digest, suite.digest))
     firing, quality = checks.firing(sae), checks.quality(sae, suite)
     judge = _Judge(half, values, firing, quality.below, probe, alpha, seed)
-    looked = _Looked(model, sae, suite, values, half, firing, read.n_tokens.astype(np.float64), cache)
+    looked = _Looked(model, sae, prompts, values, half, firing, read.n_tokens.astype(np.float64), cache)
     return FoundLatents(
         latents=tuple(
             FoundLatent(
@@ -152,13 +152,21 @@ class _Looked:
     """What is looked at besides the labels, for all candidates."""
 
     def __init__(
-        self, model: AuditedModel, sae: SaeSpec, suite: Suite, values: Floats, half: _Half, firing: Floats, n_tokens: Floats, cache: ActivationCache | None
+        self,
+        model: AuditedModel,
+        sae: SaeSpec,
+        prompts: Sequence[Prompt],
+        values: Floats,
+        half: _Half,
+        firing: Floats,
+        n_tokens: Floats,
+        cache: ActivationCache | None,
     ) -> None:
         self._values, self._half, self._firing, self._n_tokens = values, half, firing, n_tokens
         rows = weights_of(sae).W_dec.numpy().astype(np.float64)
         self._decoder = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-        step = max(1, len(suite) // LOOKED_AT)
-        encoded = list(encode_all(model, suite.prompts[::step][:LOOKED_AT], cache))
+        step = max(1, len(prompts) // LOOKED_AT)
+        encoded = list(encode_all(model, prompts[::step][:LOOKED_AT], cache))
         self._prompts, self._sae = every_token(model, encoded, sae.at.in_model(model.n_layers), cache=cache), sae
 
     def flags(self, latent: int) -> "_Flags":

@@ -116,6 +116,8 @@ def weights_of(sae: SaeSpec) -> "SaeWeights":
     Raises:
         DetectorError: the files have changed since, or are damaged.
     """
+    import torch
+
     from mi_audit.saes.weights import read_weights
 
     try:
@@ -124,4 +126,5 @@ def weights_of(sae: SaeSpec) -> "SaeWeights":
         raise DetectorError(f"{sae.name}: its files can't be read: {error.strerror}") from error
     if digest != sae.digest:
         raise DetectorError(f"{sae.name}: its files changed after the run was planned; run again to plan with what they hold now")
-    return read_weights(sae.folder / WEIGHTS, sae.config)
+    with torch.inference_mode(False):  # it may be a pass that asks first, and gradients go through the same weights later
+        return read_weights(sae.folder / WEIGHTS, sae.config)

@@ -70,6 +70,16 @@ def test_what_has_no_pre_activation_is_not_attributed(tmp_path):
         Auditor(lambda spec: None, lambda spec: ()).read(mi.latent(spec, 3, name="three"), suite).attribute()
 
 
+def test_gradients_go_through_weights_that_a_pass_read_first(tmp_path):
+    spec = sae(save_sae(tmp_path, 16, 40, metadata=HOOK))
+    groups, acts = LatentGroups(spec, ((3, 5),), "sum", "mean"), torch.randn(7, 16, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        groups.on(torch.device("cpu"))(acts)
+    points = acts.clone().requires_grad_()
+    pre_activation(groups, torch.device("cpu"))(points).sum().backward()
+    torch.testing.assert_close(points.grad, weights_of(spec).W_enc[:, [3, 5]].sum(dim=1).expand(7, -1))
+
+
 def test_an_sae_says_where_it_is_read(tmp_path):
     folder = save_sae(tmp_path, 16, 40, metadata=HOOK)
     assert sae(folder).at == mi.at("resid_post", layer=1) == sae(folder, at=mi.at("resid_post", layer=1)).at
