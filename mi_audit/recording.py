@@ -318,6 +318,7 @@ def _sae(spec: LatentSpec, quality: "SaeQuality") -> r.SaeRecord:
         combine=spec.combine,
         pooling=spec.pooling,
         trained_on=config.metadata.model_name,
+        reconstructs=str(spec.sae.out) if spec.sae.out is not None else None,
         published=dict(config.metadata.quality),
         prompts=quality.prompts,
         tokens=quality.tokens,

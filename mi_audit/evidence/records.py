@@ -211,6 +211,8 @@ class SaeRecord(Record):
     """How the numbers of several tokens become that of their prompt: `mean` or `max`."""
     trained_on: Name | None
     """The model that its metadata name; absent where they are silent."""
+    reconstructs: Name | None
+    """The hook point whose activations it makes, where that is not the one that the detector reads: of a transcoder."""
     published: dict[Name, Number]
     """Numbers that its metadata give of its quality, by their own names."""
     prompts: Count

@@ -3,13 +3,16 @@
 import json
 import shutil
 import sys
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from importlib import metadata
 from pathlib import Path
 from time import monotonic
 from typing import Any, Final, Protocol
 
 import numpy as np
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from mi_audit.engine.streaming import batches_of, stream, streamed
@@ -67,18 +70,18 @@ def make(model: LoadedModel, at: At, corpus: Corpus, recipe: Recipe, context: in
         "context_size": context,
         "dataset_path": ", ".join(source.name for source in corpus.sources),
     }
-    with Spool(work, width) as spool:
+    with _alone(work), Spool(work, width) as spool:
         sinks = _fill(spool, model, at, corpus, told)
         trained = train(spool, recipe, described, work, told)
         seen = spool.read(np.linspace(0, spool.rows - 1, min(SAMPLE, spool.rows)).astype(np.int64))
         rows = spool.rows
     fresh = out.with_name(f"{out.name}.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    trained.save_inference_model(fresh)
-    _cast(fresh, recipe)
+    with _writing(out):
+        shutil.rmtree(fresh, ignore_errors=True)
+        trained.save_inference_model(fresh)
+        _cast(fresh, recipe)
     contexts = streamed(model, corpus.held_out, at)
     quality = held_out(model, spec_of(fresh, str(out), model=model.ref), contexts, seen, _components(recipe, width))
-    _publish(fresh, quality, recipe)
     versions: dict[str, Json] = {name: metadata.version(name) for name in ("mi-audit", "sae-lens", "torch", "transformers")}
     card: dict[str, Json] = {
         "format": 1,
@@ -92,10 +95,35 @@ def make(model: LoadedModel, at: At, corpus: Corpus, recipe: Recipe, context: in
         "seconds": round(monotonic() - began, 1),
         "versions": versions | {"python": _python()},
     }
-    (fresh / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
-    fresh.rename(out)
+    with _writing(out):
+        _publish(fresh, quality, recipe)
+        (fresh / CARD).write_text(json.dumps(card, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+        fresh.rename(out)
     shutil.rmtree(work)
     return quality
+
+
+@contextmanager
+def _alone(work: Path) -> Iterator[None]:
+    """Hold the folder of what is under way; DetectorError where another process does."""
+    lock = FileLock(work / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise DetectorError(f"another process trains in {work}; wait for it, or give another --out") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """DetectorError where the SAE can't be written; what is under way stays, so that it need not be trained again."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise DetectorError(f"{out} can't be written ({error}); make room and start again: it goes on where it was") from error
 
 
 def _components(recipe: Recipe, width: int) -> int:

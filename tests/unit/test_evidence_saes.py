@@ -16,6 +16,7 @@ SAE = SaeRecord(
     combine="sum",
     pooling="mean",
     trained_on="smollm2-135m-instruct",
+    reconstructs=None,
     published={"explained_variance": 0.78},
     prompts=128,
     tokens=5_000,
@@ -53,6 +54,8 @@ def test_the_report_says_what_the_sae_is_worth(tmp_path):
     assert "at least 73.1 % is shown, 50 % is asked for" in text
     assert "recovers 95.9 % of the predictive loss" in text and "700 latents never fired" in text
     assert "Latents of a sparse autoencoder" in text
+    transcoder = html.render(with_latents(SAE.model_copy(update={"reconstructs": "mlp_out at layer 15"})).write(tmp_path / "transcoder"))
+    assert "at <bdi>mlp_out at layer 15</bdi>, which it makes from what is read, on 128" in transcoder.replace("&nbsp;", " ").replace("\u00a0", " ")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from sae_lens import SAE
 
 import mi_audit as mi
@@ -126,6 +127,19 @@ def test_another_training_is_not_mixed_up(made, model, corpus, tmp_path):
     (work / "made_of.json").write_text("{}")
     with pytest.raises(DetectorError, match="activations of another model, place or text"):
         make(model, AT, corpus, RECIPE, 32, tmp_path / "sae", Silent())
+
+
+def test_what_stands_in_the_way_is_named_and_nothing_is_lost(made, model, corpus, tmp_path):
+    out, work = tmp_path / "sae", tmp_path / "sae.work"
+    work.mkdir()
+    with FileLock(work / "lock"), pytest.raises(DetectorError, match="another process trains in"):
+        make(model, AT, corpus, RECIPE, 32, out, Silent())
+    (tmp_path / "sae.new").write_text("a file where a folder is to be")
+    with pytest.raises(DetectorError, match="sae can't be written"):
+        make(model, AT, corpus, RECIPE, 32, out, Silent())
+    (tmp_path / "sae.new").unlink()
+    make(model, AT, corpus, RECIPE, 32, out, Silent())
+    assert (out / WEIGHTS).read_bytes() == (made[0] / WEIGHTS).read_bytes() and not work.exists()
 
 
 def test_a_spool_forgets_what_was_not_noted(tmp_path):
