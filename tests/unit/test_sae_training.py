@@ -1,6 +1,7 @@
 """An SAE trained on a tiny model: what is killed goes on to the same SAE, sae-lens reads it, and what it is said to be worth is what it is worth."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from filelock import FileLock
 from sae_lens import SAE
 
 import mi_audit as mi
+from mi_audit.detectors.sae_checks import SaeChecks
 from mi_audit.engine.streaming import streamed
 from mi_audit.errors import DetectorError, PlanError, PromptError
 from mi_audit.model.load import load
@@ -20,6 +22,7 @@ from mi_audit.saes.corpus import HELD_OUT, STRETCH, cut
 from mi_audit.saes.held_out import by_components
 from mi_audit.saes.making import CARD, make
 from mi_audit.saes.spool import Spool
+from tests.agreement.tiny_models import save_tiny
 
 AT = At("resid_post", layer=1)
 RECIPE = Recipe(width=96, k=8, samples=12_000, batch=256, learning_rate=3e-3)
@@ -93,6 +96,24 @@ def test_what_is_said_of_it_is_so(made, model, corpus):
     card = json.loads((out / CARD).read_text())
     assert card["made_of"]["model_root"] == model.identity.root and card["sources"][0]["sha256"] and card["held_out"]["tokens"] == quality.tokens
     assert mi.sae(out).at == AT and not list(out.parent.glob("*.work"))
+
+
+def test_at_another_layer_and_on_another_model_of_the_same_width_it_misses_its_floor(made, model, tmp_path):
+    """Its metadata stripped, nothing says where it belongs, but for what it explains."""
+    folder = shutil.copytree(made[0], tmp_path / "stripped")
+    config = json.loads((folder / CONFIG).read_text())
+    (folder / CONFIG).write_text(json.dumps({**config, "metadata": {}}))
+    random = np.random.default_rng(3)
+    words = ["alpha", "beta", "gamma", "delta", "omega"]
+    suite = mi.suite([{"text": " ".join(random.choice(words, 20)), "group": str(row)} for row in range(40)], name="words")
+    other = load(str(save_tiny(tmp_path / "other", "qwen2")), progress=False)
+
+    def missed(one, layer):
+        quality = SaeChecks(one, 0.025, 0, None).quality(mi.sae(folder, at=mi.at("resid_post", layer=layer)), suite)
+        return any("(explained_variance)" in reason for reason in quality.below)
+
+    assert not missed(model, AT.layer)
+    assert missed(model, 3) and missed(other, AT.layer)
 
 
 def test_components_explain_what_scikit_learn_says():
