@@ -30,10 +30,13 @@ def find_latents(
     """Find the latents of an SAE that separate a suite's labels.
 
     They are ranked on the suite's train split, where the false discovery rate is held (Benjamini & Hochberg 1995), and confirmed on its test split (Holm 1979);
-    the calibration split is left for thresholds, and a detector made of what is found says `found_on=suite["train"]`. n is counted in groups, by shuffles of
-    the labels within their structure. Each is held against random latents that fire as often, against the best latent found in the same way in an SAE with a
-    random encoder, and against a probe on the raw activations; what it tracks besides is told. Where several added up do better than any alone, that group is
-    confirmed and held against the same.
+    the calibration split is left for thresholds. n is counted in groups, by shuffles of the labels within their structure. Each is held against random latents
+    that fire as often, against the best latent found in the same way in an SAE with a random encoder, and against a probe on the raw activations; what else it
+    tracks is told. Where several added up do better than any alone, that group is confirmed and held against the same; not where the highest of several tokens
+    is read, which no detector adds up so.
+
+    A detector that is made of the first, or of the group, says `found_on=suite["train"]` and may be claimed on the test split. To choose among what is found by
+    a held-out number uses that split up too: `found_on=[suite["train"], suite["test"]]`.
 
     Args:
         sae: from `mi.sae`.

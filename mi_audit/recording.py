@@ -325,6 +325,8 @@ def _sae(spec: LatentSpec, quality: "SaeQuality") -> r.SaeRecord:
         explained_variance=quality.explained_variance.value,
         explained_variance_low=quality.explained_variance.low,
         explained_variance_floor=floors.explained_variance,
+        latents_explain=None if quality.explained_by_latents is None else quality.explained_by_latents.value,
+        latents_explain_low=None if quality.explained_by_latents is None else quality.explained_by_latents.low,
         l0=quality.l0.value,
         norm_ratio=quality.norm_ratio.value,
         neutral_explained_variance=quality.neutral_explained_variance.value,

@@ -121,7 +121,5 @@ def _refuse_ambiguous(audits: Sequence[PlannedAudit]) -> Iterator[PlannedAudit]:
                 faults.append(f"{audit.file.name}:{claim.line}: another detector is called {detector.name!r} too; give each its own name")
         for spec in audit.attributions:
             if (other := attributed.setdefault(spec.reading, spec)) != spec:
-                faults.append(
-                    f"another audit attributes the same reading from the baseline {other.baseline!r}, this one from {spec.baseline!r}; use one in both"
-                )
+                faults.append(f"the same reading is attributed from the baseline {other.baseline!r} too, here from {spec.baseline!r}; use one of them")
         yield replace(audit, faults=tuple(dict.fromkeys(faults)))

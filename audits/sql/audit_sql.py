@@ -8,7 +8,7 @@ unlike_sql = mi.concat(answers["calibration"], prose["calibration"], name="answe
 
 sql = mi.latent(
     mi.sae("smollm2-135m-instruct-resid_post-15"),
-    1084,
+    2199,
     name="sql",
     tokens="response",
     threshold=mi.false_positive_rate(0.02, on=unlike_sql),

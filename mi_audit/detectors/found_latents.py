@@ -51,18 +51,26 @@ class FoundLatent(Worth):
 
 @dataclass(frozen=True, kw_only=True)
 class FoundGroup(Worth):
-    """Latents whose sum separates the labels of the discovery prompts better than any of them alone, the most useful first."""
+    """Latents whose sum separates the labels of the discovery prompts better than any of them alone.
+
+    Attributes:
+        latents: their numbers, the most useful first.
+        random_sae_auroc: held-out, of the group found in the same way in an SAE whose encoder points elsewhere at random.
+    """
 
     latents: tuple[int, ...]
+    random_sae_auroc: float
 
 
 @dataclass(frozen=True)
 class FoundLatents:
-    """What a search found, best first.
+    """What a search found, best first by the discovery prompts.
+
+    To choose among them by what they do on the held-out prompts, `evidence` among it, uses these up: no claim may then be made on them.
 
     Attributes:
         latents: the candidates.
-        group: the best group; None where one latent does as well.
+        group: the best group; None where one latent does as well, or where the highest of several tokens is read.
         alive: latents that fire on any discovery prompt, of all that were searched.
         separate: how many separate the labels there; the candidates are the best of them.
         discovered_on, confirmed_on: prompts of the two halves.
@@ -82,5 +90,5 @@ class FoundLatents:
 
     @property
     def evidence(self) -> tuple[int, ...]:
-        """The latents that are worth something as evidence, best first."""
+        """The single latents that are worth something as evidence, best first by the discovery prompts."""
         return tuple(each.latent for each in self.latents if not each.weak)

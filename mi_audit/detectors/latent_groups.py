@@ -21,10 +21,13 @@ FOLDS: Final = 5
 def grow(values: Floats, labels: Bools, groups: NDArray[np.str_], random: np.random.Generator) -> tuple[int, ...]:
     """The columns of `values` [n, d] that are added up, the most useful first; how many is what does best on groups that took no part in choosing them.
 
-    `random` decides the folds. Where fewer than two groups hold each class, or no length is better than one, it is the best column alone.
+    `random` decides the folds, in which groups of one class are spread evenly. Where too few groups hold each class to leave some out, it is the best column
+    alone.
     """
     most = min(MOST, max(1, values.shape[1] // 2))
-    names = random.permutation(np.unique(groups))
+    names, number = np.unique(groups, return_inverse=True)
+    share = np.bincount(number, weights=labels) / np.bincount(number)
+    names = names[np.lexsort((random.permutation(len(names)), share > 0, share < 1))]
     folds = [np.isin(groups, names[start::FOLDS]) for start in range(min(FOLDS, len(names)))]
     usable = [apart for apart in folds if _both(labels[apart]) and _both(labels[~apart])]
     if not usable:

@@ -80,6 +80,8 @@ def search(
     prompts = (*train.prompts, *held.prompts)
     rows = np.arange(len(prompts)) >= len(train)
     read = capture(model, prompts, (own, random_sae, raw), progress=progress, cache=cache)
+    if cache is not None:
+        cache.bound()
     half = _Half(np.array([*train.labels(), *held.labels()], dtype=np.bool_), np.array([*train.groups(), *held.groups()]), rows)
     values = read.vectors(own).astype(np.float64)
     found = half.discover(values, rate, stream(seed, "discovery", sae.digest, suite.digest))
@@ -91,7 +93,7 @@ def search(
     summed = values[:, group].sum(axis=1, keepdims=True)
     against = other[:, half.grow(other, stream(seed, "random group", sae.digest, suite.digest))].sum(axis=1)
     best_random = other[:, half.best(other)]
-    several = len(group) > 1
+    several = len(group) > 1 and (pooling == "mean" or tokens.kind == "last")  # of several tokens, the sum of each latent's highest is no detector's score
     confirmed = half.confirm(np.hstack([values[:, found.columns], summed[:, : int(several)]]), alpha, stream(seed, "confirmation", sae.digest, suite.digest))
     firing, quality = checks.firing(sae), checks.quality(sae, suite)
     judge = _Judge(half, values, firing, quality.below, probe, alpha, seed)
@@ -106,7 +108,13 @@ def search(
             )
             for number, latent in enumerate(found.columns)
         ),
-        group=FoundGroup(latents=group, **judge.worth(group, half.found_auroc(summed[:, 0]), confirmed, len(found.columns), against)) if several else None,
+        group=FoundGroup(
+            latents=group,
+            random_sae_auroc=half.held_auroc(against),
+            **judge.worth(group, half.found_auroc(summed[:, 0]), confirmed, len(found.columns), against),
+        )
+        if several
+        else None,
         alive=int((values[~rows] != 0).any(axis=0).sum()),
         separate=separate,
         discovered_on=int((~rows).sum()),
@@ -227,13 +235,16 @@ class _Judge:
         """Of the sum of latents, which stands at `number` among what was confirmed; `random_sae` [n] are the scores of what a random encoder has to offer."""
         half, scores = self.half, self.values[:, latents].sum(axis=1)
         auroc, is_confirmed = float(confirmed.aurocs[number]), bool(confirmed.confirmed[number])
-        random_p = rank(auroc, aurocs(self._drawn(latents)[half.held], half.labels[None, half.held])[0])
+        drawn = self._drawn(latents)[half.held]
+        random_p, silent = rank(auroc, aurocs(drawn, half.labels[None, half.held])[0]), int((drawn.max(axis=0) == drawn.min(axis=0)).sum())
         over_random = half.difference(scores, random_sae, self.alpha)
         weak = list(self.below)
         if not is_confirmed:
             weak.append("not confirmed on the held-out prompts")
         if random_p > self.alpha:
             weak.append("no better than random latents that fire as often")
+        if 2 * silent > RANDOM_LATENTS:
+            weak.append(f"{silent} of the {RANDOM_LATENTS} random latents that it is held against say nothing on the held-out prompts, so they control nothing")
         if over_random.low is None or not over_random.low > 0 or over_random.undecided:
             weak.append("not shown to be better than the best of an SAE whose encoder is random")
         return {

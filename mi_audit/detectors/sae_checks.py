@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
+from hashlib import sha256
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -15,6 +16,7 @@ from mi_audit.engine.progress import Progress
 from mi_audit.engine.tokens import Encoded
 from mi_audit.errors import DetectorError
 from mi_audit.model.audited import AuditedModel
+from mi_audit.model.hook_map import READ_ONLY
 from mi_audit.plan.digest import digest_of
 from mi_audit.plan.saes import SaeSpec
 from mi_audit.saes.every_latent import computed_by
@@ -45,6 +47,8 @@ class SaeQuality:
     Attributes:
         suite: the name of the suite that is read; `prompts` of it and `tokens` in these were encoded.
         explained_variance, l0, norm_ratio: on them.
+        explained_by_latents: of what is left on them with all latents silent, what these explain; None where nothing but latents and a bias makes the
+            reconstruction, so that it is all theirs.
         neutral_explained_variance: on neutral text.
         dead, dense: latents that fire at none, or at more than a tenth, of the neutral text's `neutral_tokens` tokens.
         loss_recovered, loss_recovered_zero: on neutral text, against the mean and against zeros in the activations' place.
@@ -58,6 +62,7 @@ class SaeQuality:
     explained_variance: Measured
     l0: Measured
     norm_ratio: Measured
+    explained_by_latents: Measured | None
     neutral_explained_variance: Measured
     neutral_tokens: int
     dead: int
@@ -107,6 +112,7 @@ class SaeChecks:
         recovery, recovery_groups = self._recovery(sae, neutral, elsewhere), [prompt.group for prompt in _one_of_each(neutral)]
         explained, recovered = own.explained_variance(groups, alpha), recovery.recovered(recovery_groups, alpha)
         floors = sae.floors
+        own_share = own.explained_by_latents(groups, alpha) if sae.config.has_bypass else None
         below = [
             f"the SAE {sae.name} {said} ({_shown(found)}), the floor is {floor:g} ({name})"
             for name, found, floor, said in (
@@ -115,6 +121,9 @@ class SaeChecks:
             )
             if found.low is None or found.low < floor
         ]
+        if own_share is not None and (own_share.low is None or own_share.low < floors.explained_variance):
+            said = f"has latents that explain {own_share.value:.0%} of the variance that is left on {read.name} with all of them silent"
+            below.append(f"the SAE {sae.name} {said} ({_shown(own_share)}), the floor is {floors.explained_variance:g} (explained_variance)")
         return SaeQuality(
             suite=read.name,
             prompts=len(sample),
@@ -122,6 +131,7 @@ class SaeChecks:
             explained_variance=explained,
             l0=own.l0(groups, alpha),
             norm_ratio=own.norm_ratio(groups, alpha),
+            explained_by_latents=own_share,
             neutral_explained_variance=elsewhere.explained_variance(neutral_groups, alpha),
             neutral_tokens=int(elsewhere.tokens.sum()),
             dead=elsewhere.dead,
@@ -165,7 +175,7 @@ class SaeChecks:
 
                 return recovery(self._model.loaded(), sae, ids, mean, self._titled(f"what is lost with {sae.name} in place"))
 
-            self._recoveries[sae] = self._kept(Recovery, sae, ids, compute)
+            self._recoveries[sae] = self._kept(Recovery, sae, ids, compute, mean)
         return self._recoveries[sae]
 
     def _titled(self, title: str) -> Progress | None:
@@ -176,8 +186,8 @@ class SaeChecks:
         longest = min(length for length in (sae.config.metadata.context_size, self._model.max_length, LONGEST) if length is not None)
         return list(encode_all(self._model, neutral, self._cache, most=longest))
 
-    def _kept(self, kind: type[_Sums], sae: SaeSpec, ids: Sequence[tuple[int, ...]], compute: Callable[[], _Sums]) -> _Sums:
-        """The sums over these prompts, from the cache where they are there."""
+    def _kept(self, kind: type[_Sums], sae: SaeSpec, ids: Sequence[tuple[int, ...]], compute: Callable[[], _Sums], mean: Floats | None = None) -> _Sums:
+        """The sums over these prompts, from the cache where they are there; `mean` is what else they are made with."""
         if self._cache is None:
             return compute()
         key = digest_of(
@@ -189,6 +199,7 @@ class SaeChecks:
                 "sums": kind.__name__,
                 **computed_by(sae),
                 "prompts": [list(each) for each in ids],
+                "mean": None if mean is None else sha256(mean.tobytes()).hexdigest(),
             }
         )[:40]
         known = self._cache.tensors(key)
@@ -205,7 +216,7 @@ def _one_of_each(suite: Suite) -> list[Prompt]:
 
 
 def _shown(found: Measured) -> str:
-    return "in one group, which shows no bound" if found.low is None else f"at least {found.low:.3g} is shown"
+    return "no bound can be shown" if found.low is None else f"at least {found.low:.3g} is shown"
 
 
 def _fits(kind: type[Any], known: Mapping[str, NDArray[Any]], prompts: int) -> bool:
@@ -231,6 +242,11 @@ def require_match(sae: SaeSpec, model: AuditedModel) -> None:
         at = place.in_model(model.n_layers)
         found = model.hook_points.resolve(at.point, at.layer)
         orders.append(found.order)
+        if place == sae.reconstructs and found.name in READ_ONLY:
+            raise DetectorError(
+                f"{sae.name}: {'hook_name' if sae.out is None else 'hook_name_out'}: what stands at {at} can be read but not replaced, so what the model loses"
+                " with the reconstruction in its place can't be measured; take an SAE of resid_post, attn_out or mlp_out"
+            )
         if found.width != has:
             raise DetectorError(f"{sae.name}: {field}: it {does} {has} numbers, but {at} of {model.ref} has {found.width}; it was trained on another model")
     if orders != sorted(orders):

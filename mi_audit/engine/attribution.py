@@ -156,7 +156,7 @@ def _passed(model: "LoadedModel", points_RLD: Tensor, at: At, read: Read) -> Ten
     heard: list[Tensor] = []
 
     def hear(acts_RLD: Tensor) -> None:
-        heard.append(read(acts_RLD.to(torch.float32)))
+        heard.append(read(acts_RLD.to(model.device, torch.float32)))
         raise _Read
 
     handle = model.hook_points.resolve(at.point, at.layer).listen(hear)

@@ -109,8 +109,8 @@ class ActivationCache:
         return known
 
     def put(self, entry: str, tensors: Mapping[str, NDArray[Any]]) -> None:
-        """Keep tensors in an entry. A disk that refuses ends the keeping, not the run."""
-        if self.trouble is not None:
+        """Keep tensors in an entry, unless they are more than a file may hold. A disk that refuses ends the keeping, not the run."""
+        if self.trouble is not None or sum(each.nbytes for each in tensors.values()) > MAX_FILE // 2:
             return
         content = to_safetensors(dict(tensors))
         folder = self.folder / entry

@@ -125,11 +125,11 @@ def _sinks(found: Sequence[Tensor], real: Tensor) -> Tensor:
 
 
 def _at_ordinary_tokens(replacement: Replacement, ordinary: Tensor) -> Change:
-    """Replaces the activations of these tokens."""
+    """Replaces the activations of these tokens; the replacement is made where `ordinary` is, whichever device the block is on."""
 
     def change(given_RLD: Tensor, acts_RLD: Tensor) -> Tensor:
         changed, where = acts_RLD.clone(), ordinary.to(acts_RLD.device)
-        changed[where] = replacement(given_RLD.to(acts_RLD.device, torch.float32))[where].to(acts_RLD.dtype)
+        changed[where] = replacement(given_RLD.to(ordinary.device, torch.float32))[ordinary].to(acts_RLD.device, acts_RLD.dtype)
         return changed
 
     return change

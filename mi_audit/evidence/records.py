@@ -225,6 +225,10 @@ class SaeRecord(Record):
     """Its lower bound; absent where the prompts come in one group."""
     explained_variance_floor: Number
     """What that bound must reach."""
+    latents_explain: Number | None
+    """Of what is left on them with all latents silent, the share that the latents explain; absent where all but a bias is theirs."""
+    latents_explain_low: Number | None
+    """Its lower bound; the floor is that of the explained variance."""
     l0: Number
     """How many latents fire at a token, on average."""
     norm_ratio: Number

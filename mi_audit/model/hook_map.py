@@ -15,6 +15,9 @@ NAMES = ("embed", "resid_pre", "attn.hook_z", "attn_out", "resid_mid", "ln2.hook
 AFTER_A_NORM = ("ln2.hook_normalized", "mlp.hook_in")
 """Hook points at which all tokens are about as long, since a norm stands before them."""
 
+READ_ONLY = ("resid_mid", "ln2.hook_normalized")
+"""Hook points that can be read but not replaced: what was put there would not reach all that depends on it."""
+
 Key = tuple[str, int | None]
 
 
@@ -89,7 +92,7 @@ class HookMap(Generic[H]):
 
     def sinks_seen_at(self, at: At) -> At:
         """Where a token's norm tells whether it is an attention sink: at the hook point itself, its layer absolute; of one after a norm in the residual stream
-        before it, in a parallel block that at its input."""
+        before it, and where that can't be read in what enters the block."""
         if at.point not in AFTER_A_NORM:
             return at
         return At("resid_mid" if ("resid_mid", at.layer) in self._taps else "resid_pre", layer=at.layer)

@@ -91,6 +91,11 @@ class SaeConfig:
         return value
 
     @property
+    def has_bypass(self) -> bool:
+        """Whether what it reconstructs comes in part from something that no latent stands for: a skip, or a prediction from earlier tokens."""
+        return self.is_contextual or "skip" in self.architecture
+
+    @property
     def selectable(self) -> bool:
         """Whether a latent's value needs no other latent, so that selected columns of the encoder give it exactly."""
         return self.architecture in get_args(Architecture) and self.k is None

@@ -162,3 +162,9 @@ class Decoder:
             return _Input.of(self.config, acts).undone(decoded)
         skip = weights.others.get("W_skip")
         return decoded if skip is None else decoded + acts.to(torch.float32) @ skip.T
+
+    def silent(self, latents: Tensor, acts: Tensor) -> Tensor:
+        """What it makes of activations with all their latents silent: a bias, and what a skip or a prediction from earlier tokens gives."""
+        if not self.config.is_contextual:
+            return self(torch.zeros_like(latents), acts)
+        return self(latents, acts) - latents @ self.weights.W_dec * _Input.of(self.config, acts).scale

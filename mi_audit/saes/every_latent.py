@@ -6,6 +6,7 @@ from functools import lru_cache
 from importlib import metadata
 from typing import TYPE_CHECKING
 
+from mi_audit.errors import MissingDependencyError
 from mi_audit.plan.digest import Json, digest_of
 from mi_audit.plan.latents import Pooling
 from mi_audit.plan.saes import SaeSpec
@@ -25,8 +26,9 @@ class EveryLatent:
 
     @property
     def key(self) -> str:
-        """Digest of the SAE's files and of what is done with it."""
-        return digest_of({"sae": self.sae.digest, "every": True, "pooling": self.pooling, "seed": self.seed, **computed_by(self.sae)})[:40]
+        """Digest of the SAE's files, of how they are read and of what is done with them."""
+        config = self.sae.config.describe()
+        return digest_of({"sae": self.sae.digest, "config": config, "every": True, "pooling": self.pooling, "seed": self.seed, **computed_by(self.sae)})[:40]
 
     @property
     def width(self) -> int:
@@ -50,8 +52,13 @@ class EveryLatent:
 
 
 def computed_by(sae: SaeSpec) -> dict[str, Json]:
-    """What computes the latents besides the code here, with its version."""
-    return {"sae-lens": metadata.version("sae-lens")} if sae.config.is_whole else {}
+    """What computes the latents besides the code here, with its version. Raises MissingDependencyError where it is not installed."""
+    if not sae.config.is_whole:
+        return {}
+    try:
+        return {"sae-lens": metadata.version("sae-lens")}
+    except metadata.PackageNotFoundError as error:
+        raise MissingDependencyError(f"an SAE of the architecture {sae.config.architecture!r} needs sae-lens: pip install 'mi-audit[run]'") from error
 
 
 @lru_cache(maxsize=4)

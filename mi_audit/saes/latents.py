@@ -62,7 +62,7 @@ class LatentGroups:
         return _encoder(self, device)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def _encoder(groups: LatentGroups, device: "torch.device") -> "Callable[[Tensor], Tensor]":
     if groups.stem is not None:
         places = _places(groups.groups, device)

@@ -50,11 +50,11 @@ def reconstruction(sae: SaeSpec, prompts: Sequence[EveryToken], wanted: Sequence
         if not len(target):
             raise DetectorError(f"{sae.name}: prompt {number} has no token that is no attention sink, so nothing of it can be reconstructed")
         latents = encode(acts) if sae.config.is_contextual else torch.cat([encode(part) for part in torch.split(acts, _AT_A_TIME)])
-        made, latents = decode(latents, acts)[ordinary], latents[ordinary]
+        made, silent, latents = decode(latents, acts)[ordinary], decode.silent(latents, acts)[ordinary], latents[ordinary]
         fires += (latents != 0).sum(dim=0)
-        rows.append(_sums(target.double(), made.double(), latents))
-    tokens, residuals, squares, fired, ratios = (np.array(column) for column in zip(*((row[0], *row[2:]) for row in rows), strict=True))
-    return Reconstruction(tokens, residuals, squares, np.stack([row[1] for row in rows]), fired, ratios, fires.numpy())
+        rows.append(_sums(target.double(), made.double(), silent.double(), latents))
+    tokens, residuals, left, squares, fired, ratios = (np.array(column) for column in zip(*((row[0], *row[2:]) for row in rows), strict=True))
+    return Reconstruction(tokens, residuals, left, squares, np.stack([row[1] for row in rows]), fired, ratios, fires.numpy())
 
 
 def recovery(model: LoadedModel, sae: SaeSpec, prompts: Sequence[Ids], mean: Floats, progress: Hearer | None = None) -> Recovery:
@@ -83,8 +83,8 @@ def recovery(model: LoadedModel, sae: SaeSpec, prompts: Sequence[Ids], mean: Flo
     return Recovery(tokens.double().numpy(), plain, sae_losses, mean_losses, zero_losses, kls[0].numpy())
 
 
-def _sums(acts: Tensor, decoded: Tensor, latents: Tensor) -> tuple[float, Floats, float, float, float, float]:
-    """Tokens, Σx, Σ‖x − x̂‖², Σ‖x‖², latents that fire, Σ‖x̂‖ / ‖x‖."""
+def _sums(acts: Tensor, decoded: Tensor, silent: Tensor, latents: Tensor) -> tuple[float, Floats, float, float, float, float, float]:
+    """Tokens, Σx, Σ‖x − x̂‖², Σ‖x − x̂₀‖², Σ‖x‖², latents that fire, Σ‖x̂‖ / ‖x‖."""
     ratios = decoded.norm(dim=-1) / acts.norm(dim=-1)
-    residual, square = ((acts - decoded) ** 2).sum(), (acts**2).sum()
-    return float(len(acts)), acts.sum(dim=0).numpy(), float(residual), float(square), float((latents != 0).sum()), float(ratios.sum())
+    residual, left, square = (float((each**2).sum()) for each in (acts - decoded, acts - silent, acts))
+    return float(len(acts)), acts.sum(dim=0).numpy(), residual, left, square, float((latents != 0).sum()), float(ratios.sum())

@@ -20,7 +20,8 @@ DENSE: Final = 0.1
 
 @dataclass(frozen=True)
 class Measured:
-    """A number with its lower bound, one-sided; None where the prompts come in one group, so that nothing tells how far it is off."""
+    """A number with its lower bound, one-sided; None where nothing tells how far it is off, because the prompts come in one group or what it is a share of is
+    not shown to be there."""
 
     value: float
     low: float | None
@@ -33,6 +34,7 @@ class Reconstruction:
     Attributes:
         tokens: [n].
         residuals: Σ‖x − x̂‖² [n].
+        silent: Σ‖x − x̂₀‖² [n], x̂₀ being what it makes with all its latents silent.
         squares: Σ‖x‖² [n].
         sums: Σx [n, d_out].
         fired: Σ of latents that are not 0 [n].
@@ -42,6 +44,7 @@ class Reconstruction:
 
     tokens: Floats
     residuals: Floats
+    silent: Floats
     squares: Floats
     sums: Floats
     fired: Floats
@@ -64,6 +67,18 @@ class Reconstruction:
         def share(kept: Floats) -> float:
             variance = kept @ self.squares - ((kept @ self.sums) ** 2).sum() / (kept @ self.tokens)
             return float(1 - (kept @ self.residuals) / variance)
+
+        return _measured(share, groups, self.tokens, alpha)
+
+    def explained_by_latents(self, groups: Sequence[str], alpha: float) -> Measured:
+        """1 − Σ‖x − x̂‖² / Σ‖x − x̂₀‖²: of what is left where all latents are silent, the share that they explain; 0 where nothing is left.
+
+        This tells what a skip transcoder's latents are worth beside its skip, and a contextual SAE's beside its prediction.
+        """
+
+        def share(kept: Floats) -> float:
+            left = kept @ self.silent
+            return float(1 - (kept @ self.residuals) / left) if left > 0 else 0.0
 
         return _measured(share, groups, self.tokens, alpha)
 
@@ -97,9 +112,14 @@ class Recovery:
     kl: Floats
 
     def recovered(self, groups: Sequence[str], alpha: float, *, zero: bool = False) -> Measured:
-        """(L_mean − L_sae) / (L_mean − L): of the loss that the mean in its place costs (or zeros), what the SAE does not cost."""
+        """(L_mean − L_sae) / (L_mean − L): of the loss that the mean in its place costs (or zeros), what the SAE does not cost.
+
+        There is no bound where it is not shown that the mean costs anything: nothing can be recovered then.
+        """
         worst = self.zero if zero else self.mean
-        return _measured(lambda kept: float((kept @ (worst - self.sae)) / (kept @ (worst - self.plain))), groups, self.tokens, alpha)
+        cost = _measured(lambda kept: float(kept @ (worst - self.plain) / (kept @ self.tokens)), groups, self.tokens, alpha)
+        found = _measured(lambda kept: float((kept @ (worst - self.sae)) / (kept @ (worst - self.plain))), groups, self.tokens, alpha)
+        return found if cost.low is not None and cost.low > 0 else Measured(found.value, None)
 
     def divergence(self, groups: Sequence[str], alpha: float) -> Measured:
         """KL of the model's distributions with the SAE in place from those without, in nats per next token."""

@@ -56,4 +56,4 @@ def test_a_reading_is_attributed_in_one_way(pytester, tiny_folder, sae):
     pytester.makepyfile(audit_latents=AUDIT + "\n@mi.audit" + other)
     done = run(pytester, tiny_folder)
     assert done.result.ret == 12 and done.verdicts["audit_reads"] == "INCONCLUSIVE"
-    assert "attributes the same reading from the baseline 'space', this one from 'mean'; use one" in done.error("audit_reads_too")
+    assert "the same reading is attributed from the baseline 'space' too, here from 'mean'; use one of them" in done.error("audit_reads_too")

@@ -23,6 +23,7 @@ from mi_audit.plan.measurements import EstimateSpec, ReadSpec
 from mi_audit.plan.places import Tokens
 from mi_audit.plan.saes import CONFIG, WEIGHTS
 from mi_audit.saes.measuring import reconstruction
+from mi_audit.saes.quality import Recovery
 from mi_audit.stats.auroc import auroc_value
 from mi_audit.stats.claim import decide
 from mi_audit.stats.verdict import Verdict
@@ -148,6 +149,36 @@ def test_a_transcoder_testifies_of_what_it_reconstructs(tiny_llama, exact_transc
     assert claim.verdict is Verdict.INCONCLUSIVE and "(explained_variance)" in claim.reasons[0]
 
 
+def test_a_skip_that_does_it_all_lends_its_latents_nothing(tiny_llama, exact_transcoder):
+    """It reconstructs all there is and loses nothing; its latents, which tell the classes apart, have no part in that."""
+    tensors, config = load_file(exact_transcoder / WEIGHTS), json.loads((exact_transcoder / CONFIG).read_text())
+    tensors |= {"W_dec": torch.zeros_like(tensors["W_dec"]), "W_skip": torch.eye(tiny_llama.d_model)}
+    save_file(tensors, exact_transcoder / WEIGHTS)
+    (exact_transcoder / CONFIG).write_text(json.dumps(config | {"architecture": "skip_transcoder"}))
+    sae = mi.sae(exact_transcoder)
+    one, reading = bench(tiny_llama), ReadSpec(mi.latent(sae, telling(tiny_llama, sae), name="answer"), ANSWERS["test"])
+    claim = decide(one.estimate(EstimateSpec(reading, "auroc")), ">=", 0.6)
+    assert one.sae_quality(reading).explained_variance.value == pytest.approx(1, abs=1e-6)
+    assert claim.verdict is Verdict.INCONCLUSIVE and "has latents that explain 0% of the variance that is left" in claim.reasons[0]
+
+
+def test_nothing_is_recovered_where_nothing_is_lost():
+    """Where the mean in its place costs the model nothing, a ratio of losses says nothing, however large it is."""
+    n, tokens = 40, np.full(40, 64.0)
+    plain = np.full(n, 2.0) * tokens + np.arange(n)
+    recovery = Recovery(tokens, plain, sae=plain + 0.5 * tokens, mean=plain - 0.02 * tokens - 0.01 * np.arange(n), zero=plain + tokens, kl=tokens)
+    groups = [str(number) for number in range(n)]
+    assert recovery.recovered(groups, 0.025).value > 10 and recovery.recovered(groups, 0.025).low is None
+    assert recovery.recovered(groups, 0.025, zero=True).low == pytest.approx(0.5, abs=1e-9)
+
+
+@pytest.mark.parametrize("hook", ["blocks.1.hook_resid_mid", "blocks.1.ln2.hook_normalized"])
+def test_an_sae_whose_place_can_not_be_written_is_refused(tiny_llama, tmp_path, hook):
+    sae = mi.sae(save_sae(tmp_path / "there", tiny_llama.d_model, 40, metadata={"hook_name": hook}))
+    with pytest.raises(DetectorError, match=r"hook_name: what stands at .* can be read but not replaced"):
+        bench(tiny_llama).read(ReadSpec(mi.latent(sae, 0, name="answer"), ANSWERS["test"]))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -205,6 +236,18 @@ def test_latents_of_a_transcoder_are_found(tiny_folder, exact_transcoder, tmp_pa
     monkeypatch.setenv("MI_AUDIT_CACHE", str(tmp_path / "cache"))
     found = mi.find_latents(mi.sae(exact_transcoder), ANSWERS, model=str(tiny_folder))
     assert found.latents and found.quality.below == ()
+
+
+def test_what_is_found_is_what_a_detector_reads(tiny_folder, tiny_llama, exact, tmp_path, monkeypatch):
+    """The held-out AUROC of a group is that of `mi.latent_group`, and none is offered where the highest of several tokens is read."""
+    monkeypatch.setenv("MI_AUDIT_CACHE", str(tmp_path / "cache"))
+    sae = mi.sae(exact)
+    found = {pooling: mi.find_latents(sae, ANSWERS, model=str(tiny_folder), tokens="all", pooling=pooling) for pooling in ("mean", "max")}
+    group = found["mean"].group
+    assert group is not None and found["max"].group is None
+    detector = mi.latent_group(sae, group.latents, name="group", tokens="all", pooling="mean", found_on=ANSWERS["train"])
+    values = bench(tiny_llama).read(ReadSpec(detector, ANSWERS["test"])).values
+    assert auroc_value(values, np.array(ANSWERS["test"].labels())) == pytest.approx(group.auroc, abs=1e-9)
 
 
 def test_what_was_checked_once_is_not_checked_again(tiny_llama, exact, tmp_path):

@@ -77,6 +77,10 @@ def test_what_it_explains_and_recovers_is_of_whole_prompts(tiny_llama, temporal)
     assert ours.explained_variance(groups, 0.025).value == pytest.approx(float(explained), rel=1e-4)
     assert ours.l0(groups, 0.025).value == pytest.approx(float(torch.cat([(theirs.encode(each)[0] != 0).sum(-1) for each in acts]).double().mean()))
 
+    predicted = [theirs.encode_with_predictions(each)[1][0] for each in acts]
+    left = sum(float(((each[0] - (codes @ theirs.W_dec + theirs.b_dec) / 7.0).double() ** 2).sum()) for each, codes in zip(acts, predicted, strict=True))
+    assert ours.silent.sum() == pytest.approx(left, rel=1e-4), "what is predicted from earlier tokens is no latent's doing"
+
     first = [replace(each, sinks=np.arange(len(each.ids)) == 0) for each in read]
     given, made = torch.cat([each[0, 1:] for each in acts]).double(), torch.cat([theirs(each)[0, 1:] for each in acts]).double()
     explained = 1 - ((given - made) ** 2).sum() / ((given - given.mean(dim=0)) ** 2).sum()
