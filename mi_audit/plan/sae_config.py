@@ -92,8 +92,10 @@ class SaeConfig:
 
     @property
     def has_bypass(self) -> bool:
-        """Whether what it reconstructs comes in part from something that no latent stands for: a skip, or a prediction from earlier tokens."""
-        return self.is_contextual or "skip" in self.architecture
+        """Whether what it reconstructs comes in part from what no latent stands for: a skip, a prediction from earlier tokens, or the activation's own mean or
+        scale, which a normalisation takes out and gives back."""
+        given_back = not self.is_transcoder and (self.normalisation not in ("none", "constant_scalar_rescale") or self.metadata.centred)
+        return self.is_contextual or "skip" in self.architecture or given_back
 
     @property
     def selectable(self) -> bool:
