@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mi_audit.detectors.learned import Fitted
 from mi_audit.detectors.readings import ReadingData
@@ -61,7 +62,8 @@ def attributed(
 ) -> tuple[TokenAttributions, ...]:
     """Attribute the score of the `top` prompts that score highest, highest first; ties go by id.
 
-    The read tokens are those of the reading, its attention sinks left out; over several the mean or the highest is attributed, as the detector pools them.
+    The read tokens are those of the reading, its attention sinks left out; over several the mean is attributed, or where the detector takes the highest, the
+    number of the token that is highest in the prompt: along the path another may be, and a sum over a jump from one to the other takes very many steps.
 
     Raises:
         DetectorError: the tokenizer has no token for the baseline.
@@ -99,6 +101,8 @@ class _Prepared:
         positions = np.asarray(select(encoded, detector.spec.tokens, prompt))
         if len(positions) > 1:
             positions = positions[~tokens.sinks[positions]]
+        if len(positions) > 1 and detector.pooling == "max":
+            positions = positions[[_highest(detector, tokens.activations[positions])]]
         key = digest_of(
             {
                 "attribution": spec.method,
@@ -151,11 +155,14 @@ def form(encoded: Encoded) -> list[int]:
 
 
 def reader(detector: Fitted, device: "torch.device", positions: Sequence[int]) -> "Callable[[Tensor], Tensor]":
-    """From activations [R, L, width] to the number of each of R copies of a prompt [R]: over the read positions the mean, or the highest."""
-    number, highest_of = detector.differentiable(device), detector.pooling == "max"
+    """From activations [R, L, width] to the number of each of R copies of a prompt [R]: the mean over the read positions."""
+    number = detector.differentiable(device)
+    return lambda acts_RLD: number(acts_RLD[:, list(positions)]).mean(dim=1)
 
-    def read(acts_RLD: "Tensor") -> "Tensor":
-        numbers_RP = number(acts_RLD[:, list(positions)])
-        return numbers_RP.amax(dim=1) if highest_of else numbers_RP.mean(dim=1)
 
-    return read
+def _highest(detector: Fitted, acts: NDArray[np.float32]) -> int:
+    """Which of the activations [P, width] has the highest number."""
+    import torch
+
+    with torch.no_grad():
+        return int(detector.differentiable(torch.device("cpu"))(torch.from_numpy(acts)).argmax())

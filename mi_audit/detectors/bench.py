@@ -36,8 +36,8 @@ from mi_audit.stats.spread import Spread
 from mi_audit.suites.prompt import Prompt
 from mi_audit.suites.suite import Suite
 
-ATTRIBUTED = 5
-"""Prompts of a reading that are attributed; the evidence holds the tokens of as many."""
+ATTRIBUTED = 3
+"""Prompts of a reading that are attributed: each takes dozens of passes there and back."""
 
 _EMBEDDING = Site(At("embed"), Tokens("all"))
 

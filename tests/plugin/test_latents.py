@@ -41,7 +41,7 @@ def test_an_sae_that_explains_nothing_decides_nothing(pytester, tiny_folder, sae
     assert any("the floor is 0.5 (explained_variance)" in reason for reason in claim.reasons)
     tokens = done.bundle.tokens()
     driven = tokens.filter(pc.is_valid(tokens["attribution"]))
-    assert len(set(driven["prompt"].to_pylist())) == 5, "five prompts are attributed"
+    assert len(set(driven["prompt"].to_pylist())) == 3, "three prompts are attributed"
 
 
 def test_an_sae_of_another_model_is_refused(pytester, tiny_folder, sae):

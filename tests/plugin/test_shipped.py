@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
+from mi_audit.cli.demo import PACKS
 from mi_audit.config import DEFAULT_MODEL
 from mi_audit.evidence import store
 from mi_audit.reporting.html import render
@@ -21,15 +22,15 @@ def bundle(tmp_path_factory):
     from mi_audit.cli.pytesting import run_pytest
 
     folder = tmp_path_factory.mktemp("shipped") / "evidence"
-    code = run_pytest([str(audits_dir()), f"--audit-model={DEFAULT_MODEL}", f"--audit-out={folder}"], root=audits_dir())
+    code = run_pytest([*(str(audits_dir() / pack) for pack in PACKS), f"--audit-model={DEFAULT_MODEL}", f"--audit-out={folder}"], root=audits_dir())
     assert code == 1
     return store.read(folder)
 
 
 def test_the_verdicts_are_those_committed(bundle):
     expected = {}
-    for path in audits_dir().glob("*/expected.json"):
-        committed = json.loads(path.read_text())
+    for pack in PACKS:
+        committed = json.loads((audits_dir() / pack / "expected.json").read_text())
         assert committed["model"] == DEFAULT_MODEL
         expected |= committed["verdicts"]
     assert {audit.function: str(audit.verdict) for audit in bundle.run.audits} == expected

@@ -5,8 +5,17 @@ import pytest
 import torch
 from captum.attr import IntegratedGradients
 
+import mi_audit as mi
+from mi_audit.detectors.bench import Bench
 from mi_audit.engine.attribution import integrated_gradients
+from mi_audit.engine.encoding import encode_all
+from mi_audit.engine.every_token import every_token
+from mi_audit.plan.measurements import AttributionSpec, ReadSpec
 from mi_audit.plan.places import At
+from mi_audit.saes.encoding import Encoder
+from mi_audit.saes.latents import weights_of
+from tests.unit.saes import save_sae
+from tests.unit.texts import texts
 
 AT = At("resid_post", layer=1)
 IDS = [5, 9, 17, 3, 44, 8, 61, 30]
@@ -60,3 +69,19 @@ def test_a_path_that_is_not_long_enough_says_so(tiny_llama, direction, monkeypat
 def test_baselines_are_checked(tiny_llama, direction):
     with pytest.raises(ValueError, match="baselines are token, mean, zeros"):
         integrated_gradients(tiny_llama, IDS, AT, at_last(direction), baseline="token")
+
+
+def test_where_the_highest_of_several_tokens_is_read_its_number_is_attributed(tiny_llama, tmp_path):
+    sae = mi.sae(save_sae(tmp_path / "sae", tiny_llama.d_model, 40, metadata={"hook_name": "blocks.1.hook_resid_post"}))
+    prompts = texts(6)
+    suite = mi.suite([{"id": each.id, "text": each.text} for each in prompts], name="texts")
+    reading = ReadSpec(mi.latent(sae, 3, name="three", tokens="all", pooling="max"), suite)
+    encoded = {prompt.id: each for prompt, each in zip(prompts, encode_all(tiny_llama, prompts, None), strict=True)}
+    pre = Encoder.of(sae.config, weights_of(sae), [3]).pre
+    found = Bench(tiny_llama, alpha=0.025, seed=0).attribute(AttributionSpec(reading, "integrated_gradients", "space"))
+    assert len(found) == 3
+    for each in found:
+        (read,) = every_token(tiny_llama, [encoded[each.prompt]], sae.at)
+        own = ~read.sinks & ~np.array(encoded[each.prompt].added)
+        assert each.value == pytest.approx(float(pre(torch.from_numpy(read.activations[own])).max()), rel=1e-4)
+        assert abs(each.residual) <= 0.01 * abs(each.value - each.baseline)
