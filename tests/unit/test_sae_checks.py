@@ -241,7 +241,7 @@ def test_latents_of_a_transcoder_are_found(tiny_folder, exact_transcoder, tmp_pa
 def test_what_is_found_is_what_a_detector_reads(tiny_folder, tiny_llama, exact, tmp_path, monkeypatch):
     """The held-out AUROC of a group is that of `mi.latent_group`, and none is offered where the highest of several tokens is read."""
     monkeypatch.setenv("MI_AUDIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("mi_audit.detectors.latent_search.grow", lambda *_: (5, 40, 12))
+    monkeypatch.setattr("mi_audit.detectors.latent_judging.grow", lambda *_: (5, 40, 12))
     sae = mi.sae(exact)
     found = {pooling: mi.find_latents(sae, ANSWERS, model=str(tiny_folder), tokens="all", pooling=pooling) for pooling in ("mean", "max")}
     group = found["mean"].group
