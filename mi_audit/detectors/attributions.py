@@ -156,7 +156,7 @@ def form(encoded: Encoded) -> list[int]:
 
 def reader(detector: Fitted, device: "torch.device", positions: Sequence[int]) -> "Callable[[Tensor], Tensor]":
     """From activations [R, L, width] to the number of each of R copies of a prompt [R]: the mean over the read positions."""
-    number = detector.differentiable(device, alone=len(positions) == 1)
+    number = detector.differentiable(device)
     return lambda acts_RLD: number(acts_RLD[:, list(positions)]).mean(dim=1)
 
 

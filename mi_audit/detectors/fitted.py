@@ -56,8 +56,8 @@ class FittedDetector:
         """How several tokens become one prompt: a linear score of their mean activation is the mean of their scores."""
         return "mean"
 
-    def differentiable(self, device: "torch.device", *, alone: bool = True) -> "Callable[[Tensor], Tensor]":
-        """From activations [..., d] to scores [...] in float32; gradients go through it. Whether a token is read `alone` or with others makes no difference."""
+    def differentiable(self, device: "torch.device") -> "Callable[[Tensor], Tensor]":
+        """From activations [..., d] to scores [...] in float32; gradients go through it."""
         import torch
 
         weight, centre = (torch.from_numpy(each).to(device, torch.float32) for each in (self.weight, self.centre))

@@ -73,9 +73,9 @@ class FittedLatents:
         """How the numbers of several tokens become that of their prompt."""
         return self.spec.pooling
 
-    def differentiable(self, device: "torch.device", *, alone: bool = True) -> "Callable[[Tensor], Tensor]":
-        """From activations [..., d_in] to the pre-activation [...] whose sign decides the score; gradients go through it. See `saes.latents.pre_activation`."""
-        return pre_activation(self.groups, device, alone=alone)
+    def differentiable(self, device: "torch.device") -> "Callable[[Tensor], Tensor]":
+        """From activations [..., d_in] to the pre-activation [...] whose sign decides the score; gradients go through it."""
+        return pre_activation(self.groups, device)
 
     def to_bytes(self) -> bytes:
         """A safetensors file: `latents` int64 [m], and of these the columns of the encoder `W_enc` float32 [d_in, m] and the rows of the decoder `W_dec`

@@ -93,9 +93,8 @@ class Reading:
         """Attribute the scores of the prompts that score highest to their tokens, for the report: which tokens drive the detector.
 
         What is attributed is the score of a probe or direction, and of latents their pre-activation, since gradients don't go through the gates of activation
-        functions; where several latents or tokens add up, what of each lies above 0. Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365): from a
-        baseline to the prompt the gradient at the token embeddings is summed by the midpoint rule, in as many steps as leave over at most 1 % of the difference,
-        or 2 187; what is left over is in the evidence.
+        functions. Integrated gradients (Sundararajan et al. 2017, arXiv 1703.01365): from a baseline to the prompt the gradient at the token embeddings is
+        summed by the midpoint rule, in as many steps as leave over at most 1 % of the difference, or 2 187; what is left over is in the evidence.
 
         Args:
             method: "integrated_gradients".

@@ -71,22 +71,14 @@ def _encoder(groups: LatentGroups, device: "torch.device") -> "Callable[[Tensor]
     return lambda acts: combined(encoder(acts)[..., columns], groups.combine)
 
 
-def pre_activation(groups: LatentGroups, device: "torch.device", *, alone: bool = True) -> "Callable[[Tensor], Tensor]":
+def pre_activation(groups: LatentGroups, device: "torch.device") -> "Callable[[Tensor], Tensor]":
     """From activations [..., d_in] to the first group's number [...], of pre-activations: what fires if it is above a threshold, through which gradients go.
 
-    `any` is that of the highest. Where several add up, latents of a sum or the tokens of a mean (not `alone`), each counts as far as it is above 0: those that
-    are silent take nothing away from those that fire. Raises DetectorError as `LatentGroups.on`.
+    `any` is that of the highest. Raises DetectorError as `LatentGroups.on`.
     """
     encoder, columns = _columns(LatentGroups(groups.sae, groups.groups[:1], groups.combine, groups.pooling), device)
     combine: Combine = "max" if groups.combine == "any" else groups.combine
-    adds_up = not alone or (combine == "sum" and len(columns[0]) > 1)
-    rectified = adds_up and groups.sae.config.architecture != "abstopk"  # whose latents are below 0 as well
-
-    def number(acts: "Tensor") -> "Tensor":
-        pre = encoder.pre(acts)[..., columns[0]]
-        return combined(pre.relu() if rectified else pre, combine)
-
-    return number
+    return lambda acts: combined(encoder.pre(acts)[..., columns[0]], combine)
 
 
 def combined(latents: "Tensor", combine: Combine) -> "Tensor":
