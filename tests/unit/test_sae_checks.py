@@ -173,10 +173,17 @@ def test_nothing_is_recovered_where_nothing_is_lost():
 
 
 @pytest.mark.parametrize("hook", ["blocks.1.hook_resid_mid", "blocks.1.ln2.hook_normalized"])
-def test_an_sae_whose_place_can_not_be_written_is_refused(tiny_llama, tmp_path, hook):
-    sae = mi.sae(save_sae(tmp_path / "there", tiny_llama.d_model, 40, metadata={"hook_name": hook}))
-    with pytest.raises(DetectorError, match=r"hook_name: what stands at .* can be read but not replaced"):
-        bench(tiny_llama).read(ReadSpec(mi.latent(sae, 0, name="answer"), ANSWERS["test"]))
+def test_an_sae_whose_place_is_written_by_a_detour_is_measured(tiny_llama, exact, hook):
+    config = json.loads((exact / CONFIG).read_text())
+    (exact / CONFIG).write_text(json.dumps({**config, "metadata": {"hook_name": hook}}))
+    sae = mi.sae(exact)
+    one, reading = bench(tiny_llama), ReadSpec(mi.latent(sae, telling(tiny_llama, sae), name="answer"), ANSWERS["test"])
+    assert decide(one.estimate(EstimateSpec(reading, "auroc")), ">=", 0.6).verdict is Verdict.PASS
+    quality = one.sae_quality(reading)
+    assert quality.loss_recovered.value == pytest.approx(1, abs=1e-3) and quality.kl.value == pytest.approx(0, abs=1e-6)
+    tensors = load_file(exact / WEIGHTS)
+    save_file({**tensors, "W_dec": tensors["W_dec"] * 0.3}, exact / WEIGHTS)
+    assert bench(tiny_llama).sae_quality(replace(reading, detector=mi.latent(mi.sae(exact), 0, name="answer"))).kl.value > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -221,7 +228,7 @@ def test_sinks_of_either_hook_point_keep_their_activation(tiny_llama, read):
             changed[:, first:] = 3.0
             return changed
 
-        handle = tiny_llama.hook_points.resolve(at.point, at.layer).listen(fill)
+        handle = tiny_llama.hook_points.resolve(at.point, at.layer).intervene(fill)
         with torch.no_grad():
             logits = tiny_llama.hf(input_ids=torch.tensor([ids])).logits[0, :-1]
         handle.remove()
