@@ -69,8 +69,9 @@ class Add:
         vector_D, strengths_R11 = self.vector.to(acts_RLD), per_row(self.strengths, acts_RLD)
         if self.unit == "vector":
             return acts_RLD + strengths_R11 * vector_D
-        length = acts_RLD.norm(dim=-1, keepdim=True) if isinstance(self.unit, str) else self.unit
-        return acts_RLD + strengths_R11 * length * vector_D / vector_D.norm()
+        length: Tensor | float = torch.linalg.vector_norm(acts_RLD, dim=-1, keepdim=True) if isinstance(self.unit, str) else self.unit
+        direction_D: Tensor = vector_D / torch.linalg.vector_norm(vector_D)
+        return acts_RLD + strengths_R11 * length * direction_D
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,4 +209,5 @@ def _orthonormal(directions_KD: Tensor) -> Tensor:
     own[: R.shape[0]] = R.diagonal().abs()
     if not (own >= _OWN_SHARE).all():
         raise DetectorError(f"direction {int((own < _OWN_SHARE).nonzero()[0])} is a combination of those before it: leave it out")
-    return Q.T.to(torch.float32)
+    basis_KD: Tensor = Q.T.to(torch.float32)
+    return basis_KD

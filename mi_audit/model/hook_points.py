@@ -124,7 +124,7 @@ class Tap(HookPoint):
 
         def beside(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor | None:
             # where it was changed before, the norm's input no longer tells what stands here
-            known = self._before_gain.get(output)
+            known: Tensor | None = self._before_gain.get(output)  # type: ignore[no-untyped-call]
             acts_BLD = pure(going_in.get(args, kwargs)) if known is None else known
             changed = callback(acts_BLD)
             if changed is None:

@@ -21,7 +21,7 @@ from tests.agreement.tiny_models import LAYERS, save_tiny
 PROMPTS = ((1, 90, 17, 60, 33, 8, 101, 45, 72, 20, 64), (1, 55, 230, 12, 81, 9))
 TOUCHED = ((2, 3, 7, 10), (2, 5))
 FIRST = 2
-STRENGTHS = torch.tensor([1.5, -0.7])
+STRENGTHS = torch.tensor([-1.5, -0.7])  # a norm that follows takes positive factors out again
 
 
 def cases(width):
@@ -46,7 +46,7 @@ def laid_out(model, prompts=PROMPTS):
     return Layout.of(Batch(tuple((number,) for number in range(len(prompts))), packed=False), prompts, model.device)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def logits_of(model, layout, steps):
     """[R, L, vocabulary], with the interventions."""
     with Intervening(model, {step.at for step in steps}) as intervening, intervening.applying(steps):

@@ -174,16 +174,21 @@ def test_nothing_is_recovered_where_nothing_is_lost():
 
 @pytest.mark.parametrize("hook", ["blocks.1.hook_resid_mid", "blocks.1.ln2.hook_normalized"])
 def test_an_sae_whose_place_is_written_by_a_detour_is_measured(tiny_llama, exact, hook):
-    config = json.loads((exact / CONFIG).read_text())
+    """One that gives every activation back costs the model nothing there, one that gives a part back costs it something."""
+    config, tensors = json.loads((exact / CONFIG).read_text()), load_file(exact / WEIGHTS)
     (exact / CONFIG).write_text(json.dumps({**config, "metadata": {"hook_name": hook}}))
-    sae = mi.sae(exact)
-    one, reading = bench(tiny_llama), ReadSpec(mi.latent(sae, telling(tiny_llama, sae), name="answer"), ANSWERS["test"])
-    assert decide(one.estimate(EstimateSpec(reading, "auroc")), ">=", 0.6).verdict is Verdict.PASS
-    quality = one.sae_quality(reading)
-    assert quality.loss_recovered.value == pytest.approx(1, abs=1e-3) and quality.kl.value == pytest.approx(0, abs=1e-6)
-    tensors = load_file(exact / WEIGHTS)
+
+    def quality():
+        reading = ReadSpec(mi.latent(mi.sae(exact), 0, name="answer"), ANSWERS["test"])
+        one = bench(tiny_llama)
+        one.read(reading)
+        return one.sae_quality(reading)
+
+    whole = quality()
+    assert whole.loss_recovered.value == pytest.approx(1, abs=1e-3) and whole.kl.value == pytest.approx(0, abs=1e-6)
     save_file({**tensors, "W_dec": tensors["W_dec"] * 0.3}, exact / WEIGHTS)
-    assert bench(tiny_llama).sae_quality(replace(reading, detector=mi.latent(mi.sae(exact), 0, name="answer"))).kl.value > 1e-3
+    part = quality()
+    assert part.loss_recovered.value != pytest.approx(1, abs=1e-2) and part.kl.value > 1e-3
 
 
 @pytest.mark.parametrize(
