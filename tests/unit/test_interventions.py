@@ -11,6 +11,7 @@ from mi_audit.engine.interventions import Ablate, Add, ProjectOut, Replace, Scal
 from mi_audit.engine.layout import Layout
 from mi_audit.engine.listening import Listening
 from mi_audit.errors import DetectorError, HookPointError
+from mi_audit.model.load import load
 from mi_audit.plan.places import At
 from mi_audit.sae_sources import sae
 from mi_audit.saes.clamping import ClampLatent
@@ -140,14 +141,16 @@ def test_what_can_not_be_applied_is_an_error(tiny_llama):
 
 
 @pytest.mark.parametrize("point", ["resid_mid", "ln2.hook_normalized", "mlp.hook_in", "resid_post"])
-def test_what_was_put_in_is_what_is_heard_there(tiny_llama, point):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_was_put_in_is_what_is_heard_there(tiny_folder, point, dtype):
     """By those who listen from then on, of a hook point that is written by a detour too."""
+    model = load(str(tiny_folder), device="cpu", dtype=dtype, progress=False)
     at, heard, values = At(point, layer=1), {}, torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(0))
     mask = torch.tensor([[False, True, True, False, True]])
-    layout = Layout.of(Batch(((0,),), packed=False), [tuple(IDS[0].tolist())], tiny_llama.device)
-    with Intervening(tiny_llama, [at]) as intervening, Listening(tiny_llama, [at]) as listening, intervening.applying([Step(at, mask, Replace(values))]):
-        listening.pass_through({at}, layout.arguments(tiny_llama, None), lambda at, acts: heard.setdefault(at, acts.clone()))
-    assert torch.equal(heard[at][mask], values[mask]) and not torch.allclose(heard[at][~mask], values[~mask])
+    layout = Layout.of(Batch(((0,),), packed=False), [tuple(IDS[0].tolist())], model.device)
+    with Intervening(model, [at]) as intervening, Listening(model, [at]) as listening, intervening.applying([Step(at, mask, Replace(values))]):
+        listening.pass_through({at}, layout.arguments(model, None), lambda at, acts: heard.setdefault(at, acts.clone()))
+    assert torch.equal(heard[at][mask], values.to(model.dtype)[mask]) and not torch.allclose(heard[at][~mask].float(), values[~mask])
 
 
 def test_a_mask_is_of_the_prompts_tokens():
