@@ -9,6 +9,7 @@ from mi_audit.engine.batches import Batch
 from mi_audit.engine.intervening import Intervening, Step
 from mi_audit.engine.interventions import Ablate, Add, ProjectOut, Replace, Scale
 from mi_audit.engine.layout import Layout
+from mi_audit.errors import DetectorError
 from mi_audit.model.load import load
 from mi_audit.plan.places import At
 from mi_audit.sae_sources import sae
@@ -172,3 +173,9 @@ def test_a_clamped_latent_is_decoded_with_its_error(architecture: str, options: 
         one = ClampLatent(sae(tmp_path), (chosen[0],), torch.tensor([2.5]))(given)
         lens.encode(given)
         torch.testing.assert_close(one, lens.decode(latents.index_fill(-1, torch.tensor(chosen[:1]), 2.5)) + error, rtol=1e-5, atol=1e-4)
+
+
+def test_latents_that_depend_on_earlier_tokens_are_not_clamped(tmp_path: Path) -> None:
+    saved(tmp_path, "temporal", {"n_heads": 4, "bottleneck_factor": 8, "kval_topk": 12, "metadata": {"hook_name": "blocks.1.hook_resid_post"}})
+    with pytest.raises(DetectorError, match="depend on the tokens before it"):
+        ClampLatent(sae(tmp_path), (0,), torch.ones(1))
