@@ -18,7 +18,7 @@ class ModelError(MiAuditError):
 
 
 class HookPointError(MiAuditError):
-    """A hook point does not exist on this architecture, or failed its self-check. The message lists those that can be used."""
+    """A hook point does not exist on this architecture or failed its self-check, or an intervention does not fit it. The message says what there is."""
 
 
 class PromptError(MiAuditError):

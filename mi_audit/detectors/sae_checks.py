@@ -16,7 +16,6 @@ from mi_audit.engine.progress import Progress
 from mi_audit.engine.tokens import Encoded
 from mi_audit.errors import DetectorError
 from mi_audit.model.audited import AuditedModel
-from mi_audit.model.hook_map import READ_ONLY
 from mi_audit.plan.digest import digest_of
 from mi_audit.plan.saes import SaeSpec
 from mi_audit.saes.every_latent import computed_by
@@ -242,11 +241,6 @@ def require_match(sae: SaeSpec, model: AuditedModel) -> None:
         at = place.in_model(model.n_layers)
         found = model.hook_points.resolve(at.point, at.layer)
         orders.append(found.order)
-        if place == sae.reconstructs and found.name in READ_ONLY:
-            raise DetectorError(
-                f"{sae.name}: {'hook_name' if sae.out is None else 'hook_name_out'}: what stands at {at} can be read but not replaced, so what the model loses"
-                " with the reconstruction in its place can't be measured; take an SAE of resid_post, attn_out or mlp_out"
-            )
         if found.width != has:
             raise DetectorError(f"{sae.name}: {field}: it {does} {has} numbers, but {at} of {model.ref} has {found.width}; it was trained on another model")
     if orders != sorted(orders):

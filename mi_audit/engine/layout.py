@@ -62,6 +62,20 @@ class Layout:
             positions.append(row_positions + [0] * left)
         return cls(_to(ids, device), _to(segments, device), _to(positions, device), shared, _to(where, device), _to(real, device), batch.packed)
 
+    def mask(self, positions: Sequence[Sequence[int]]) -> Tensor:
+        """True [R, L] at those positions of each of the B prompts, such as `select` gives of their tokens.
+
+        Raises:
+            ValueError: another number of prompts, a position beyond a prompt's end, or one among the shared tokens, which stand in no row.
+        """
+        mask_N = torch.zeros(self.ids.numel(), dtype=torch.bool, device=self.ids.device)
+        for where, real, chosen in zip(self.index.tolist(), self.real.tolist(), positions, strict=True):
+            for position in chosen:
+                if not self.shared <= position < sum(real):
+                    raise ValueError(f"position {position} of a prompt of {sum(real)} tokens, the first {self.shared} of them shared, stands in no row")
+                mask_N[where[position] - self.shared] = True
+        return mask_N.reshape(self.ids.shape)
+
     def arguments(self, model: "LoadedModel", before: "DynamicCache | None") -> dict[str, Any]:
         """What the decoder is called with. `before` holds the keys and values of the shared tokens, for one row."""
         if not self.packed:

@@ -94,24 +94,19 @@ def _padded(prompts: Sequence[Ids], device: torch.device) -> tuple[Tensor, Tenso
 
 
 def _passed(model: "LoadedModel", ids: Tensor, real: Tensor, places: tuple[At, ...], change: Change | None) -> tuple[Tensor, list[Tensor]]:
-    """Log-probabilities of the next token [R, L, vocabulary] in float32, and the activations [R, L, width] at the places before any change.
+    """Log-probabilities of the next token [R, L, vocabulary] in float32, and the activations [R, L, width] at the places that are read.
 
-    The last place is the one that is changed, from the activations at the first and at itself.
+    Those are all where nothing is changed. Else the last is changed, from the activations at the first and at itself.
     """
     heard: list[Tensor] = []
-
-    def hear(acts_RLD: Tensor) -> Tensor | None:
-        heard.append(acts_RLD)
-        if len(heard) < len(places) or change is None:
-            return None
-        return change(heard[0], acts_RLD)
-
     taps = [model.hook_points.resolve(place.point, place.layer) for place in places]
     if change is not None and taps[0].order > taps[-1].order:
         raise HookPointError(f"{taps[-1]} can't be made from {taps[0]}, which a forward pass comes by later")
     with ExitStack() as listening:
-        for tap in taps:
-            listening.callback(tap.listen(hear).remove)
+        for tap in taps if change is None else taps[:-1]:
+            listening.callback(tap.listen(heard.append).remove)
+        if change is not None:
+            listening.callback(taps[-1].intervene(lambda acts_RLD: change(heard[0] if heard else acts_RLD, acts_RLD)).remove)
         try:
             logits = model.hf(input_ids=ids, attention_mask=real.long(), use_cache=False).logits
         except torch.OutOfMemoryError as error:

@@ -15,9 +15,6 @@ NAMES = ("embed", "resid_pre", "attn.hook_z", "attn_out", "resid_mid", "ln2.hook
 AFTER_A_NORM = ("ln2.hook_normalized", "mlp.hook_in")
 """Hook points at which all tokens are about as long, since a norm stands before them."""
 
-READ_ONLY = ("resid_mid", "ln2.hook_normalized")
-"""Hook points that can be read but not replaced: what was put there would not reach all that depends on it."""
-
 Key = tuple[str, int | None]
 
 

@@ -38,10 +38,10 @@ def without_gain(norm: nn.Module, acts: Tensor) -> nn.Module | None:
 def gain_and_bias(norm: nn.Module, acts: Tensor) -> tuple[Tensor, Tensor]:
     """What a norm of activations like these [..., width] multiplies with after normalising and what it adds then, [width] each.
 
-    They are its response to a probe less that to its opposite, and the mean of both.
+    They are its response to a probe less that to its opposite, and the mean of both. Its hooks hear nothing of it: one of them may be asking.
     """
     given = _probe(acts)
-    one, other = norm(given), norm(-given)
+    one, other = norm.forward(given), norm.forward(-given)
     return (one - other) / 2 * given.sign(), (one + other) / 2
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mi_audit.errors import HookPointError
 
@@ -46,6 +46,14 @@ class OutputSlot:
     def put(self, output: Any, value: Tensor) -> Any:
         """The same output with another tensor there."""
         return (value, *output[1:]) if self.in_tuple else value
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """The activation that a module returns."""
+
+    module: nn.Module
+    slot: OutputSlot
 
 
 def find_input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> InputSlot | None:

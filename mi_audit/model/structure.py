@@ -18,20 +18,20 @@ from mi_audit.errors import HookPointError
 from mi_audit.model.devices import input_device
 from mi_audit.model.kinds import has_experts, is_linear, is_norm
 from mi_audit.model.norms import without_gain
-from mi_audit.model.slots import InputSlot, OutputSlot, find_input, find_output
+from mi_audit.model.slots import InputSlot, Output, OutputSlot, find_input, find_output
 
 OBSERVED_TOKENS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A tensor of the forward pass: the input or the output of `module`, or what `through` makes of the input. `why_not` says why a place does not exist."""
+    """The input or the output of `module`, or what `through` makes of the input; `past`: what it reaches beside `module`; `why_not`: why there is none."""
 
     module: nn.Module | None
     slot: InputSlot | OutputSlot | None
     width: int
     why_not: str = ""
-    writable: bool = True
+    past: Output | None = None
     through: nn.Module | None = None
 
 
@@ -46,9 +46,9 @@ class Call:
     output_slot: OutputSlot | None
     output: Tensor | None
 
-    def place_in(self, *, writable: bool = True) -> Place:
+    def place_in(self) -> Place:
         """The place of this call's input."""
-        return _place(self.module, self.input_slot, self.input, writable=writable)
+        return _place(self.module, self.input_slot, self.input)
 
     def place_out(self) -> Place:
         """The place of this call's output."""
@@ -213,7 +213,7 @@ def _normalized(norm: Call | None, attention: Call | None) -> Place:
         return _missing(
             f"{type(norm.module).__name__} does not multiply with a gain and add a bias after normalising, so what stands before them can't be told"
         )
-    return replace(norm.place_in(writable=False), through=pure)
+    return replace(norm.place_in(), through=pure)
 
 
 def _middle(own: Call, attention: Call | None, first: Call | None, norm: Call | None) -> tuple[Place, bool]:
@@ -223,8 +223,8 @@ def _middle(own: Call, attention: Call | None, first: Call | None, norm: Call | 
     reader = norm or first
     if _same(reader.input, own.input) or _same(first.input, attention.input):
         return _missing("attention and feed-forward both read resid_pre (a parallel block), so there is no middle of the residual stream"), True
-    # the residual branch has parted before this module: writing here would change what the feed-forward reads, and not the stream
-    return reader.place_in(writable=False), False
+    # the residual branch has parted before this module, and comes out of the block with what the feed-forward adds to it
+    return replace(reader.place_in(), past=Output(own.module, own.output_slot) if own.output_slot else None), False
 
 
 def _after_norm(raw: Call | None, children: list[Call]) -> Call | None:
@@ -257,12 +257,12 @@ def _recording(watched: dict[nn.Module, str], calls: list[Call]) -> Iterator[Non
             handle.remove()
 
 
-def _place(module: nn.Module, slot: InputSlot | OutputSlot | None, tensor: Tensor | None, *, writable: bool = True) -> Place:
+def _place(module: nn.Module, slot: InputSlot | OutputSlot | None, tensor: Tensor | None) -> Place:
     if slot is None or tensor is None:
         return _missing(f"{type(module).__name__} passes no activation there")
     if tensor.dim() != 3 or tensor.shape[:2] != (1, OBSERVED_TOKENS):
         return _missing(f"{type(module).__name__} passes a tensor of shape {tuple(tensor.shape)}, not [batch, position, width]")
-    return Place(module, slot, tensor.shape[-1], writable=writable)
+    return Place(module, slot, tensor.shape[-1])
 
 
 def _missing(reason: str) -> Place:

@@ -163,8 +163,17 @@ class Decoder:
         skip = weights.others.get("W_skip")
         return decoded if skip is None else decoded + acts.to(torch.float32) @ skip.T
 
+    def directions(self, latents: Sequence[int]) -> Tensor:
+        """What each of these latents adds to the reconstruction of a normalised activation where it is 1, [m, d_out]."""
+        rows = self.weights.W_dec[list(latents)]
+        return rows / rows.norm(dim=-1, keepdim=True) if self.config.rescales_by_decoder_norm else rows
+
+    def scale(self, acts: Tensor) -> Tensor | float:
+        """What the reconstruction of normalised activations is multiplied with to be one of `acts` [..., d_in]: [..., 1], or one number for all."""
+        return _Input.of(self.config, acts).scale
+
     def silent(self, latents: Tensor, acts: Tensor) -> Tensor:
         """What it makes of activations with all their latents silent: a bias, and what a skip or a prediction from earlier tokens gives."""
         if not self.config.is_contextual:
             return self(torch.zeros_like(latents), acts)
-        return self(latents, acts) - latents @ self.weights.W_dec * _Input.of(self.config, acts).scale
+        return self(latents, acts) - latents @ self.weights.W_dec * self.scale(acts)

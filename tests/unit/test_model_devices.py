@@ -12,6 +12,8 @@ import torch
 from accelerate import dispatch_model
 
 from mi_audit.engine.capture import Site, capture
+from mi_audit.engine.intervening import Intervening, Step
+from mi_audit.engine.interventions import Scale
 from mi_audit.errors import ModelError
 from mi_audit.model import locks
 from mi_audit.model.cache import ENVIRONMENT
@@ -208,6 +210,17 @@ def test_a_model_with_weights_on_disk_reads_as_one_in_memory(architecture, tiny_
     here, there = capture(whole, prompts, sites), capture(parted, prompts, sites)
     for site in sites:
         np.testing.assert_array_equal(there.vectors(site), here.vectors(site))
+    for at in {site.at for site in sites}:
+        here_changed, there_changed = (doubled(model, at) for model in models)
+        assert torch.equal(there_changed, here_changed), at
+
+
+@torch.no_grad()
+def doubled(model, at):
+    """Logits with every activation at a hook point twice as long."""
+    ids = torch.tensor([[1, 90, 17, 60, 33]])
+    with Intervening(model, [at]) as intervening, intervening.applying([Step(at, torch.ones_like(ids, dtype=torch.bool), Scale(2.0))]):
+        return model.hf(input_ids=ids).logits
 
 
 def _half_on_disk(hf):

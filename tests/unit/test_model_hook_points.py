@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mi_audit.errors import HookPointError
+from mi_audit.model.hook_map import NAMES
 from mi_audit.model.hook_points import HookPoints
 from mi_audit.model.self_check import self_check
 from mi_audit.model.sinks import sink_mask, token_norms
@@ -88,14 +89,16 @@ def test_taps_sort_as_a_forward_pass_meets_them():
 
 
 @pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "llama", "gemma2", "olmo2", "bloom"])
-@pytest.mark.parametrize("name", ["resid_pre", "attn_out", "mlp_out", "resid_post", "attn.hook_z", "mlp.hook_in", "mlp.hook_post"])
+@pytest.mark.parametrize("name", NAMES[1:])
 def test_what_is_written_is_what_the_stream_carries(architecture, name):
     points = HookPoints.of(tiny_model(architecture))
     layer = 1
+    if (architecture, name) in (("gpt_neox", "resid_mid"), ("olmo2", "ln2.hook_normalized")):
+        pytest.skip("absent there")
     [post] = heard(points, "resid_post", layer)
     tap = points.resolve(name, layer)
     with torch.no_grad():
-        handle = tap.listen(torch.zeros_like)
+        handle = tap.intervene(torch.zeros_like)
         [changed] = heard(points, "resid_post", layer)
         handle.remove()
     assert changed.shape == post.shape
@@ -110,19 +113,45 @@ def test_what_is_written_is_what_the_stream_carries(architecture, name):
 def test_writing_attention_output_moves_the_stream_by_as_much():
     points = HookPoints.of(tiny_model("gemma2"))
     [mid] = heard(points, "resid_mid", 2)
-    handle = points.resolve("attn_out", 2).listen(lambda acts: acts + 3.0)
+    handle = points.resolve("attn_out", 2).intervene(lambda acts: acts + 3.0)
     [moved] = heard(points, "resid_mid", 2)
     handle.remove()
     torch.testing.assert_close(moved, mid + 3.0)
 
 
-@pytest.mark.parametrize(("name", "instead"), [("resid_mid", "change attn_out of the same layer"), ("ln2.hook_normalized", "change mlp.hook_in")])
-def test_what_can_only_be_read_refuses_a_change(name, instead):
+def test_what_listens_changes_nothing():
     points = HookPoints.of(tiny_model("llama"))
-    handle = points.resolve(name, 1).listen(lambda acts: acts + 1)
-    with pytest.raises(HookPointError, match=instead):
+    handle = points.resolve("resid_post", 1).listen(lambda acts: acts + 1)
+    with pytest.raises(HookPointError, match=r"it returned Tensor; use Tap.intervene"):
         points.decoder.base(input_ids=TOKENS, use_cache=False)
     handle.remove()
+
+
+@pytest.mark.parametrize("name", ["attn_out", "mlp_out"])
+def test_the_middle_of_a_stream_that_does_not_add_up_is_not_changed(name):
+    points = HookPoints.of(tiny_model("llama")).without({(name, 1): "its self-check failed"})
+    points.resolve("resid_mid", 2).intervene(torch.zeros_like).remove()
+    with pytest.raises(HookPointError, match=r"resid_mid at layer 1 can be read but not changed: .* change resid_post"):
+        points.resolve("resid_mid", 1).intervene(torch.zeros_like)
+    assert len(heard(points, "resid_mid", 1)) == 1
+
+
+@torch.no_grad()
+def test_a_detour_is_never_seen_half_way():
+    """Those who hook the block's output before the middle is changed have the whole change; a second change before the gain is made of the first."""
+    hf = tiny_model("llama")
+    points = HookPoints.of(hf)
+    [mid], post = heard(points, "resid_mid", 1), []
+    handles = [points.resolve("resid_post", 1).listen(post.append)]
+    handles += [points.resolve("resid_mid", 1).intervene(change) for change in (lambda acts: acts * 2, lambda acts: acts + 1)]
+    points.decoder.base(input_ids=TOKENS, use_cache=False)
+    handles += [points.resolve("ln2.hook_normalized", 1).intervene(change) for change in (torch.zeros_like, lambda acts: acts + 1)]
+    points.decoder.base(input_ids=TOKENS, use_cache=False)
+    for handle in handles:
+        handle.remove()
+    block, new = hf.model.layers[1], mid * 2 + 1
+    torch.testing.assert_close(post[0], new + block.mlp(block.post_attention_layernorm(new)))
+    torch.testing.assert_close(post[1], new + block.mlp(block.post_attention_layernorm.weight.expand_as(new)))
 
 
 def test_self_check_refuses_a_norm_whose_gain_was_left_in():

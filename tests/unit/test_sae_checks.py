@@ -173,10 +173,22 @@ def test_nothing_is_recovered_where_nothing_is_lost():
 
 
 @pytest.mark.parametrize("hook", ["blocks.1.hook_resid_mid", "blocks.1.ln2.hook_normalized"])
-def test_an_sae_whose_place_can_not_be_written_is_refused(tiny_llama, tmp_path, hook):
-    sae = mi.sae(save_sae(tmp_path / "there", tiny_llama.d_model, 40, metadata={"hook_name": hook}))
-    with pytest.raises(DetectorError, match=r"hook_name: what stands at .* can be read but not replaced"):
-        bench(tiny_llama).read(ReadSpec(mi.latent(sae, 0, name="answer"), ANSWERS["test"]))
+def test_an_sae_whose_place_is_written_by_a_detour_is_measured(tiny_llama, exact, hook):
+    """One that gives every activation back costs the model nothing there, one that gives a part back costs it something."""
+    config, tensors = json.loads((exact / CONFIG).read_text()), load_file(exact / WEIGHTS)
+    (exact / CONFIG).write_text(json.dumps({**config, "metadata": {"hook_name": hook}}))
+
+    def quality():
+        reading = ReadSpec(mi.latent(mi.sae(exact), 0, name="answer"), ANSWERS["test"])
+        one = bench(tiny_llama)
+        one.read(reading)
+        return one.sae_quality(reading)
+
+    whole = quality()
+    assert whole.loss_recovered.value == pytest.approx(1, abs=1e-3) and whole.kl.value == pytest.approx(0, abs=1e-6)
+    save_file({**tensors, "W_dec": tensors["W_dec"] * 0.3}, exact / WEIGHTS)
+    part = quality()
+    assert part.loss_recovered.value != pytest.approx(1, abs=1e-2) and part.kl.value > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -221,7 +233,7 @@ def test_sinks_of_either_hook_point_keep_their_activation(tiny_llama, read):
             changed[:, first:] = 3.0
             return changed
 
-        handle = tiny_llama.hook_points.resolve(at.point, at.layer).listen(fill)
+        handle = tiny_llama.hook_points.resolve(at.point, at.layer).intervene(fill)
         with torch.no_grad():
             logits = tiny_llama.hf(input_ids=torch.tensor([ids])).logits[0, :-1]
         handle.remove()

@@ -88,7 +88,7 @@ def test_what_it_explains_and_recovers_is_of_whole_prompts(tiny_llama, temporal)
     assert without.value == pytest.approx(float(explained), rel=1e-4), "sinks are left out of what is measured, and not of what later tokens look at"
 
     cost = recovery(tiny_llama, spec, ids, ours.sums.sum(0) / ours.tokens.sum())
-    handle = tiny_llama.hook_points.resolve(spec.at.point, spec.at.layer).listen(theirs)
+    handle = tiny_llama.hook_points.resolve(spec.at.point, spec.at.layer).intervene(theirs)
     for row, each in enumerate(ids):
         logits = tiny_llama.hf(input_ids=torch.tensor([each])).logits[0, :-1]
         assert cost.sae[row] == pytest.approx(float(torch.nn.functional.cross_entropy(logits, torch.tensor(each[1:]), reduction="sum")), rel=1e-4)
