@@ -100,6 +100,22 @@ def test_latents_that_depend_on_earlier_tokens_equal_those_of_sae_lens(options: 
     torch.testing.assert_close(decode(expected[2], prompts[2]), decoded[2], rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["standard", "gated", "jumprelu"])
+def test_latents_of_folded_norms_equal_those_of_sae_lens(architecture: str, tmp_path: Path) -> None:
+    theirs = saved(tmp_path / "whole", architecture, {})
+    theirs.fold_W_dec_norm()
+    if architecture != "jumprelu":  # whose threshold has no unit to fold
+        theirs.fold_activation_norm_scaling_factor(3.0)
+    theirs.save_model(tmp_path / "folded")
+    config = parse((tmp_path / "folded" / "cfg.json").read_bytes(), "cfg.json")
+    with torch.no_grad():
+        expected = theirs.encode(acts())
+    assert 0.02 < (expected != 0).float().mean() < 0.9
+    torch.testing.assert_close(
+        Encoder.of(config, read_weights(tmp_path / "folded" / "sae_weights.safetensors", config))(acts()), expected, rtol=1e-5, atol=1e-5
+    )
+
+
 def test_what_an_sae_explains_and_recovers_is_what_sae_lens_measures(tiny_llama, tmp_path: Path) -> None:
     from sae_lens.evals import ExplainedVarianceCalculator, get_recons_loss
     from sae_lens.training.activation_scaler import ActivationScaler

@@ -19,7 +19,9 @@ from mi_audit.plan.places import At
 from mi_audit.plan.recipe import Recipe
 from mi_audit.plan.saes import CONFIG, WEIGHTS
 from mi_audit.saes.corpus import HELD_OUT, STRETCH, cut
+from mi_audit.saes.encoding import Encoder
 from mi_audit.saes.held_out import by_components
+from mi_audit.saes.latents import weights_of
 from mi_audit.saes.making import CARD, make
 from mi_audit.saes.spool import Spool
 from tests.agreement.tiny_models import save_tiny
@@ -205,5 +207,10 @@ def test_text_that_can_not_be_read_is_named(model, tmp_path):
 def test_every_architecture_is_trained_and_read_again(architecture, model, corpus, tmp_path):
     recipe = Recipe(architecture, width=64, k=8, sparsity=0.1, samples=2_000, batch=128)
     make(model, AT, corpus, recipe, 32, tmp_path / "sae", Silent())
-    read, expected = mi.sae(tmp_path / "sae"), SAE.load_from_disk(tmp_path / "sae").cfg.architecture()
-    assert read.config.architecture == expected and Path(read.folder) == tmp_path / "sae"
+    read, theirs = mi.sae(tmp_path / "sae"), SAE.load_from_disk(tmp_path / "sae")
+    assert read.config.architecture == theirs.cfg.architecture() and Path(read.folder) == tmp_path / "sae"
+    acts = torch.from_numpy(np.concatenate([each.activations for each in streamed(model, corpus.held_out[:8], AT)]))
+    with torch.no_grad():
+        expected = theirs.encode(acts)
+    assert (expected != 0).any()
+    torch.testing.assert_close(Encoder.of(read.config, weights_of(read))(acts), expected, rtol=1e-5, atol=1e-5)
