@@ -336,6 +336,7 @@ def _sae(spec: LatentSpec, quality: "SaeQuality") -> r.SaeRecord:
         loss_recovered=quality.loss_recovered.value,
         loss_recovered_low=quality.loss_recovered.low,
         loss_recovered_floor=floors.loss_recovered,
+        better_at=quality.better_at,
         loss_recovered_zero=quality.loss_recovered_zero.value,
         kl=quality.kl.value,
         below=quality.below,

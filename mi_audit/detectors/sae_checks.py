@@ -1,7 +1,7 @@
 """May an SAE testify? What it explains of the prompts that are read and recovers on neutral text, measured once and held against its floors."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from hashlib import sha256
 from typing import Any, Final, TypeVar
@@ -17,6 +17,7 @@ from mi_audit.engine.tokens import Encoded
 from mi_audit.errors import DetectorError
 from mi_audit.model.audited import AuditedModel
 from mi_audit.plan.digest import digest_of
+from mi_audit.plan.places import At
 from mi_audit.plan.saes import SaeSpec
 from mi_audit.saes.every_latent import computed_by
 from mi_audit.saes.quality import Measured, Reconstruction, Recovery
@@ -36,6 +37,9 @@ LONGEST: Final = 128
 RECOVERED: Final = 64
 """Tokens of a prompt on which it is measured what the model loses, at most, and one prompt of a group: each passes four times, to the end, with its logits."""
 
+CLEARLY: Final = 0.01
+"""By how much more of the variance an SAE is shown to explain at another layer than where it is declared, before it counts as one of that layer."""
+
 _Sums = TypeVar("_Sums", Reconstruction, Recovery)
 
 
@@ -52,6 +56,8 @@ class SaeQuality:
         dead, dense: latents that fire at none, or at more than a tenth, of the neutral text's `neutral_tokens` tokens.
         loss_recovered, loss_recovered_zero: on neutral text, against the mean and against zeros in the activations' place.
         kl: on neutral text, nats per next token.
+        better_at: the hook point a layer up or down at which it explains neutral text clearly better than where it is declared; None where there is none, or
+            where its metadata say where it belongs.
         below: the floors that it does not reach, in words; a claim that rests on it decides nothing then.
     """
 
@@ -69,6 +75,7 @@ class SaeQuality:
     loss_recovered: Measured
     loss_recovered_zero: Measured
     kl: Measured
+    better_at: str | None
     below: tuple[str, ...]
 
 
@@ -123,6 +130,10 @@ class SaeChecks:
         if own_share is not None and (own_share.low is None or own_share.low < floors.explained_variance):
             said = f"has latents that explain {own_share.value:.0%} of the variance that is left on {read.name} with all of them silent"
             below.append(f"the SAE {sae.name} {said} ({_shown(own_share)}), the floor is {floors.explained_variance:g} (explained_variance)")
+        better_at = self._better_at(sae, neutral, elsewhere)
+        if better_at is not None:
+            where = f"{sae.at.in_model(self._model.n_layers)}, where it is declared"
+            below.append(f"the SAE {sae.name}, whose metadata do not say where it belongs, explains neutral text better at {better_at} than at {where}")
         return SaeQuality(
             suite=read.name,
             prompts=len(sample),
@@ -138,6 +149,7 @@ class SaeChecks:
             loss_recovered=recovered,
             loss_recovered_zero=recovery.recovered(recovery_groups, alpha, zero=True),
             kl=recovery.divergence(recovery_groups, alpha),
+            better_at=better_at,
             below=tuple(below),
         )
 
@@ -163,6 +175,22 @@ class SaeChecks:
 
             self._reconstructions[sae, ids] = self._kept(Reconstruction, sae, ids, compute)
         return self._reconstructions[sae, ids]
+
+    def _better_at(self, sae: SaeSpec, neutral: Suite, own: Reconstruction) -> str | None:
+        """See `SaeQuality`. Neighbouring layers are so alike that an SAE of one may reach the floors at the other; at its own it explains most."""
+        at, groups = sae.at.in_model(self._model.n_layers), neutral.groups()
+        if sae.config.metadata.hook_name is not None or sae.config.is_transcoder or at.layer is None:
+            return None
+        here = own.explained_variance(groups, self._alpha).value
+        there = {(tap.name, tap.layer) for tap in self._model.hook_points.taps}
+        for layer in (at.layer - 1, at.layer + 1):
+            if (at.point, layer) not in there:
+                continue
+            other = At(at.point, layer=layer)
+            found = self._reconstruction(replace(sae, at=other), neutral.prompts, neutral=True).explained_variance(groups, self._alpha)
+            if found.low is not None and found.low > here + CLEARLY:
+                return str(other)
+        return None
 
     def _recovery(self, sae: SaeSpec, neutral: Suite, found: Reconstruction) -> Recovery:
         if sae not in self._recoveries:

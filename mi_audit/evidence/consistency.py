@@ -165,7 +165,7 @@ def _saes(run: RunRecord) -> Iterator[str]:
         bounds = [(sae.explained_variance_low, sae.explained_variance_floor), (sae.loss_recovered_low, sae.loss_recovered_floor)]
         if sae.latents_explain is not None:
             bounds.append((sae.latents_explain_low, sae.explained_variance_floor))
-        missed = any(low is None or low < floor for low, floor in bounds)
+        missed = sae.better_at is not None or any(low is None or low < floor for low, floor in bounds)
         if missed != bool(sae.below):
             yield f"reading {reading.id}: its sparse autoencoder {sae.name!r} {'misses' if missed else 'reaches'} its floors, but is said to do otherwise"
         if sae.below:

@@ -247,12 +247,14 @@ class SaeRecord(Record):
     """Its lower bound."""
     loss_recovered_floor: Number
     """What that bound must reach."""
+    better_at: Name | None
+    """The hook point at which it explains neutral text clearly better than where it is declared, where its metadata do not say where it belongs."""
     loss_recovered_zero: Number
     """The same against zeros in its place."""
     kl: Number
     """Divergence of the model's predictions with the reconstruction from those without, nats per token of neutral text."""
     below: tuple[Text, ...]
-    """The floors that it does not reach, in words: no claim on the reading is decided then."""
+    """The floors that it does not reach, and where it is better placed, in words: no claim on the reading is decided then."""
 
 
 class AttributedPrompt(Record):

@@ -116,6 +116,13 @@ def test_at_another_layer_and_on_another_model_of_the_same_width_it_misses_its_f
 
     assert not missed(model, AT.layer)
     assert missed(model, 3) and missed(other, AT.layer)
+    floorless = mi.sae_floors(explained_variance=0, loss_recovered=0)
+    found = {
+        layer: SaeChecks(model, 0.025, 0, None).quality(mi.sae(folder, at=mi.at("resid_post", layer=layer), floors=floorless), suite) for layer in range(4)
+    }
+    assert found[AT.layer].better_at is None
+    for layer in (0, 2):
+        assert found[layer].better_at == str(AT) and any(f"better at {AT} than at resid_post at layer {layer}" in reason for reason in found[layer].below)
 
 
 def test_components_explain_what_scikit_learn_says():
