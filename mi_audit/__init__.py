@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from mi_audit.auditor import Auditor
     from mi_audit.finding import find_latents
     from mi_audit.loading import load_model
+    from mi_audit.plan import effects
     from mi_audit.plan.audit import audit
     from mi_audit.plan.detectors import direction, false_positive_rate, probe
     from mi_audit.plan.latents import latent, latent_group
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from mi_audit.suites.suite import Suite, concat, suite
 
 __version__ = "0.1.0"
+
+_ROOMS = {"effects": "mi_audit.plan.effects"}
 
 _HOMES = {
     "Auditor": "mi_audit.auditor",
@@ -55,6 +58,7 @@ __all__ = [
     "audit",
     "concat",
     "direction",
+    "effects",
     "false_positive_rate",
     "find_latents",
     "last_of",
@@ -71,8 +75,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _ROOMS:
+        return import_module(_ROOMS[name])
     if name not in _HOMES:
-        raise AttributeError(f"mi_audit has no {name!r}; it has {', '.join(sorted(_HOMES))}")
+        raise AttributeError(f"mi_audit has no {name!r}; it has {', '.join(sorted([*_HOMES, *_ROOMS]))}")
     return getattr(import_module(_HOMES[name]), name)
 
 

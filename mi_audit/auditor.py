@@ -1,12 +1,17 @@
 """What the `model` fixture and `mi.load_model` hand out: a face over the rooms that measure, with no logic of its own."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from mi_audit.errors import PlanError
 from mi_audit.plan.detectors import DetectorSpec
+from mi_audit.plan.effects import EffectSpec
 from mi_audit.plan.leaks import leak_in, leak_inside, repeat_in, turned_round
 from mi_audit.plan.measurements import ReadSpec
+from mi_audit.plan.places import Tokens
 from mi_audit.plan.reading import Attribute, Evaluate, Reading
+from mi_audit.plan.steered import Ablation, Sweep
+from mi_audit.plan.steering import Steered, SteerSpec, Unit, ablate_spec, steer_spec
 from mi_audit.suites.suite import Suite
 
 if TYPE_CHECKING:
@@ -14,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Auditor:
-    """The model under audit. `read` a detector on a suite, then claim something of the reading.
+    """The model under audit. `read` a detector on a suite, `steer` along it or `ablate` it, then claim something of what came out.
 
     The same object serves a run and the planning of it; while planning there is no model and estimates have no values.
     """
@@ -54,10 +59,83 @@ class Auditor:
         if len(suite) == 0:
             raise PlanError(f"model.read({detector.name}, {suite.name}): the suite is empty; nothing is shown by no prompts")
         spec = ReadSpec(detector, suite, controls)
-        flaw = leak_inside(detector) or leak_in(spec) or repeat_in(suite) or turned_round(spec)
+        flaw = leak_inside(detector) or leak_in(detector, suite) or repeat_in(suite) or turned_round(spec)
         if flaw:
             raise PlanError(flaw)
         return Reading(spec, self._evaluate, self._attribute)
+
+    def steer(
+        self,
+        detector: DetectorSpec,
+        *,
+        on: Suite,
+        strengths: Iterable[float],
+        effect: EffectSpec,
+        unit: Unit | None = None,
+        tokens: Steered | Tokens = "generated",
+        profile: Iterable[float] = (),
+        controls: bool = True,
+    ) -> Sweep:
+        """Push the model along a detector's direction, or clamp its latents, and measure an effect: does what is read drive what the model does?
+
+        Activation addition (Turner et al. 2023, arXiv 2308.10248; Rimsky et al. 2023, arXiv 2312.06681): h + α·v where the detector reads. Latents are clamped
+        to α times their highest value on the suites that they were found on, or on `neutral_text`, and the SAE's error is kept (Templeton et al. 2024).
+
+        Args:
+            detector: from `mi.probe`, `mi.sweep`, `mi.direction`, `mi.latent` or `mi.latent_group`.
+            on: a suite that shares no prompt or group with what the detector has seen.
+            strengths: α, of either sign. 0, the model as it is, is always measured.
+            effect: one of `mi.effects`.
+            unit: what α = 1 adds: "vector", the vector itself (of a fitted detector, from the mean of its negatives to that of its positives along its direction);
+                "norm", as long as each token's own activation; "sd", a standard deviation of its scores within the classes. Of latents it is "max".
+            tokens: which tokens are touched: "generated" (the prompt's last, from which the first generated token is predicted, and each that is generated),
+                "prompt" (its tokens without attention sinks), "all" (both), `mi.span(…)` or `mi.last_of(…)`.
+            profile: depths at which the same is done for the report, to show where the handle works.
+            controls: whether the same is done along directions with nothing to find; without them no claim of an effect passes.
+
+        Raises:
+            PlanError: an argument is of the wrong kind, or the suite was seen by the detector.
+        """
+        return Sweep(
+            self._experiment(steer_spec(detector, on, effect, strengths, unit=unit, tokens=tokens, profile=profile, controls=controls)), self._evaluate
+        )
+
+    def ablate(
+        self,
+        detector: DetectorSpec,
+        *,
+        on: Suite,
+        effect: EffectSpec,
+        everywhere: bool | None = None,
+        tokens: Steered | Tokens = "generated",
+        controls: bool = True,
+    ) -> Ablation:
+        """Take a detector's direction, or its latents, away and measure an effect: is what is read necessary for what the model does?
+
+        Directional ablation (Arditi et al. 2024, arXiv 2406.11717): h − (h·r)r wherever the residual stream is written, or only where the detector reads.
+        Latents are clamped to 0, and the SAE's error is kept.
+
+        Args:
+            detector: as for `steer`.
+            on: as for `steer`.
+            effect: one of `mi.effects`.
+            everywhere: whether a direction is taken out of the embedding and of all that attention and feed-forward write, so that no later layer brings it
+                back; the default for directions.
+            tokens: as for `steer`.
+            controls: as for `steer`.
+
+        Raises:
+            PlanError: as `steer`.
+        """
+        return Ablation(self._experiment(ablate_spec(detector, on, effect, everywhere=everywhere, tokens=tokens, controls=controls)), self._evaluate)
+
+    def _experiment(self, spec: SteerSpec) -> SteerSpec:
+        read = spec.effect.detector
+        flaw = leak_inside(spec.detector) or leak_in(spec.detector, spec.suite) or repeat_in(spec.suite) or turned_round(spec)
+        flaw = flaw or (None if read is None else leak_inside(read) or leak_in(read, spec.suite))
+        if flaw:
+            raise PlanError(flaw)
+        return spec
 
     def __repr__(self) -> str:
         return f"<Auditor of {self._identity.ref}>" if self._identity else "<Auditor, planning>"

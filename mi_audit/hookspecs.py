@@ -13,13 +13,15 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 import pluggy
 
 if TYPE_CHECKING:
+    from mi_audit.causal.effect import Effect, Tokenize
     from mi_audit.detectors.linear import Fitter
     from mi_audit.model.progress import Steps
+    from mi_audit.plan.effects import EffectSpec
     from mi_audit.stats.checks import Bools, Floats
     from mi_audit.suites.problems import Report
     from mi_audit.suites.rows import Rows
 
-__all__ = ["GROUP", "ModelFiles", "ModelSource", "ProbeMethod", "Renderer", "SuiteFormat", "hookimpl", "hookspec"]
+__all__ = ["GROUP", "EffectMaker", "ModelFiles", "ModelSource", "ProbeMethod", "Renderer", "SuiteFormat", "hookimpl", "hookspec"]
 
 GROUP: Final = "mi_audit"
 """The entry-point group, and the project's name for pluggy."""
@@ -67,6 +69,12 @@ ProbeMethod: TypeAlias = "Callable[[Floats, Bools, tuple[str, ...]], Fitter]"
 The same inputs must give the same fitter. Raises DetectorError when there is nothing to fit."""
 
 
+EffectMaker: TypeAlias = "Callable[[EffectSpec, Tokenize], Effect]"
+"""(the effect as it was declared, how its model's tokenizer splits a text) → an `OfLogits` or an `OfText` of `mi_audit.causal.effect`.
+
+Raises DetectorError when it can't be measured on this model."""
+
+
 @hookspec
 def mi_audit_model_sources() -> Mapping[str, ModelSource]:  # type: ignore[empty-body]
     """Where models come from: `--audit-model NAME:REST` asks the source NAME for REST. A name is lower-case letters, digits and `-`, at least two of them."""
@@ -80,6 +88,11 @@ def mi_audit_suite_formats() -> Mapping[str, SuiteFormat]:  # type: ignore[empty
 @hookspec
 def mi_audit_probe_methods() -> Mapping[str, ProbeMethod]:  # type: ignore[empty-body]
     """Methods of fitting a linear probe: `mi.probe(…, method=NAME)`. A name is lower-case letters, digits and `_`."""
+
+
+@hookspec
+def mi_audit_effects() -> Mapping[str, EffectMaker]:  # type: ignore[empty-body]
+    """What a change inside the model is measured by: `mi.effects.effect(NAME, …)`. A name is lower-case letters, digits and `_`."""
 
 
 @hookspec

@@ -16,9 +16,9 @@ import pluggy
 from mi_audit import hookspecs
 from mi_audit.config import third_party_allowed
 from mi_audit.errors import MiAuditError, PluginError
-from mi_audit.hookspecs import GROUP, REPORT_FILE, ModelSource, ProbeMethod, Renderer, SuiteFormat
+from mi_audit.hookspecs import GROUP, REPORT_FILE, EffectMaker, ModelSource, ProbeMethod, Renderer, SuiteFormat
 
-BUILT_IN: Final = ("mi_audit.model.sources", "mi_audit.suites.formats", "mi_audit.detectors.methods", "mi_audit.reporting.renderers")
+BUILT_IN: Final = ("mi_audit.model.sources", "mi_audit.suites.formats", "mi_audit.detectors.methods", "mi_audit.causal.effects", "mi_audit.reporting.renderers")
 """Modules that register what is built in; named, not imported, so that asking for one kind from any room ties it to no other."""
 
 _SOURCES: Final = (*machinery.SOURCE_SUFFIXES, *machinery.EXTENSION_SUFFIXES)
@@ -83,12 +83,13 @@ class Registry:
     model_sources: Mapping[str, Offer[ModelSource]] = field(repr=False)
     suite_formats: Mapping[str, Offer[SuiteFormat]] = field(repr=False)
     probe_methods: Mapping[str, Offer[ProbeMethod]] = field(repr=False)
+    effects: Mapping[str, Offer[EffectMaker]] = field(repr=False)
     renderers: Mapping[str, Offer[Renderer]] = field(repr=False)
 
     @property
     def offers(self) -> Iterator[Offer[Any]]:
         """Everything that is offered, kind by kind."""
-        for kind in (self.model_sources, self.suite_formats, self.probe_methods, self.renderers):
+        for kind in (self.model_sources, self.suite_formats, self.probe_methods, self.effects, self.renderers):
             yield from kind.values()
 
     @property
@@ -136,6 +137,7 @@ def load(entry_points: Iterable[metadata.EntryPoint]) -> Registry:
         model_sources=offered.by("mi_audit_model_sources", "model source", r"[a-z][a-z0-9-]{1,63}"),
         suite_formats=offered.by("mi_audit_suite_formats", "suite format", r"\.[a-z0-9]{1,16}"),
         probe_methods=offered.by("mi_audit_probe_methods", "probe method", r"[a-z][a-z0-9_]{0,63}"),
+        effects=offered.by("mi_audit_effects", "effect", r"[a-z][a-z0-9_]{0,63}"),
         renderers=offered.renderers(),
     )
 

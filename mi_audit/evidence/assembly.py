@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 import pyarrow as pa
 
 from mi_audit.errors import EvidenceError
+from mi_audit.evidence.fields import Record
 from mi_audit.evidence.outcome import exit_code
 from mi_audit.evidence.parts import AuditOutline, Outline, Part
 from mi_audit.evidence.records import (
@@ -20,7 +21,6 @@ from mi_audit.evidence.records import (
     DetectorRecord,
     ModelRecord,
     ReadingRecord,
-    Record,
     RunRecord,
     SuiteRecord,
 )

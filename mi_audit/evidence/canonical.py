@@ -8,7 +8,8 @@ import rfc8785
 from pydantic import ValidationError
 
 from mi_audit.errors import EvidenceError
-from mi_audit.evidence.records import MAX_INTEGER, Record, RunRecord, VolatileRecord
+from mi_audit.evidence.fields import MAX_INTEGER, Record
+from mi_audit.evidence.records import RunRecord, VolatileRecord
 
 MAX_BYTES: Final = 64 * 2**20
 MAX_DEPTH: Final = 32

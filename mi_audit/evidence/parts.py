@@ -7,24 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
-from mi_audit.evidence.records import (
-    AuditHead,
-    AuditRecord,
-    ClaimRecord,
-    Count,
-    DetectorRecord,
-    Digest,
-    Flag,
-    ModelRecord,
-    Name,
-    Number,
-    PlanRecord,
-    PluginRecord,
-    ReadingRecord,
-    Record,
-    SuiteRecord,
-    Text,
-)
+from mi_audit.evidence.experiments import ExperimentRecord
+from mi_audit.evidence.fields import Count, Digest, Flag, Name, Number, Record, Text
+from mi_audit.evidence.records import AuditHead, AuditRecord, ClaimRecord, DetectorRecord, ModelRecord, PlanRecord, PluginRecord, ReadingRecord, SuiteRecord
 from mi_audit.evidence.samples import SampleTable
 from mi_audit.evidence.tokens import TokenTable
 
@@ -76,6 +61,8 @@ class PartRecord(Record):
     """Detectors newly used."""
     readings: tuple[ReadingRecord, ...]
     """Readings newly used."""
+    experiments: tuple[ExperimentRecord, ...] = ()
+    """Experiments of this audit, with all side effects that were measured of them so far in this process."""
     seconds: dict[Name, Number]
     """Seconds per phase since the part before."""
     cache: dict[Name, Count]

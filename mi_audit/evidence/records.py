@@ -4,32 +4,16 @@ Everything in `RunRecord` is equal for equal inputs (same plan, model, seed and 
 `VolatileRecord`. Numbers are finite and integers within ±(2^53 − 1), so that canonical JSON (RFC 8785) carries them exactly.
 """
 
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import Field
 
-from mi_audit.hookspecs import REPORT_FILE
+from mi_audit.evidence.experiments import ExperimentRecord
+from mi_audit.evidence.fields import About, Count, Digest, Flag, Integer, Name, Number, Op, Record, ReportFile, Text
+from mi_audit.evidence.ladder import LadderRecord
 from mi_audit.stats.verdict import Verdict
 
 SCHEMA_VERSION: Final = "1.0"
-MAX_INTEGER: Final = 2**53 - 1
-
-Text = Annotated[str, StringConstraints(strict=True, max_length=65_536)]
-Name = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=1_024)]
-Digest = Annotated[str, StringConstraints(strict=True, pattern=r"^[0-9a-f]{64}$")]
-ReportFile = Annotated[str, StringConstraints(strict=True, pattern=f"^{REPORT_FILE}$")]
-Flag = Annotated[bool, Field(strict=True)]
-Count = Annotated[int, Field(strict=True, ge=0, le=MAX_INTEGER)]
-Integer = Annotated[int, Field(strict=True, ge=-MAX_INTEGER, le=MAX_INTEGER)]
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-About = Literal["model", "instrument"]
-Op = Literal[">=", ">", "<=", "<"]
-
-
-class Record(BaseModel):
-    """Base of all records: immutable, and a field that is not declared is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, revalidate_instances="never")
 
 
 class FileRecord(Record):
@@ -341,6 +325,8 @@ class NullRecord(Record):
     """The value held against the draws."""
     decides: Flag
     """Whether a claim must beat it to pass; the others are shown for comparison."""
+    downward: Flag = False
+    """Whether the claim is of a fall, so that draws count that are as low as the observed value or lower; `high` is then the quantile alpha."""
 
 
 class BaselineRecord(Record):
@@ -376,7 +362,7 @@ class ClaimRecord(Record):
     about: About
     """Whether it speaks of the model or of the instrument."""
     reading: Digest
-    """Id of the reading it was estimated from."""
+    """Id of the reading, or the experiment, that it was estimated from."""
     detector: Name
     """Name of the detector."""
     detector_digest: Digest
@@ -389,6 +375,12 @@ class ClaimRecord(Record):
     """What was estimated: `auroc`, `recall`, `rate`, …"""
     pairs: Name | None
     """Field that pairs prompts, for a paired quantity."""
+    strength: Number | None = None
+    """Of an experiment: the strength that it is of; absent for a quantity of all strengths."""
+    over_null: Flag = False
+    """Whether the quantity is the experiment's excess over the mean of its null's draws."""
+    on: Name | None = None
+    """The suite on which a side effect of an experiment was measured."""
     op: Op
     """The comparison claimed."""
     threshold: Number
@@ -525,6 +517,10 @@ class RunRecord(Record):
     """The detectors used."""
     readings: tuple[ReadingRecord, ...]
     """The readings taken."""
+    experiments: tuple[ExperimentRecord, ...] = ()
+    """The experiments made: what was steered or ablated, and what came of it."""
+    ladders: tuple[LadderRecord, ...] = ()
+    """How far each detector got on the evidence ladder, computed from the claims."""
     audits: tuple[AuditRecord, ...]
     """The audits, in the order of the plan."""
     claims: tuple[ClaimRecord, ...]
@@ -537,7 +533,7 @@ class RunRecord(Record):
     """Exit code of the run: follows from the verdicts and from `partial`."""
     texts_shown: Flag
     """Whether `tokens.parquet` holds the texts of tokens; they are redacted otherwise."""
-    tables: dict[Name, TableRecord] = {}
+    tables: dict[Name, TableRecord] = Field(default_factory=dict)
     """The Parquet tables by file name; filled in by the store."""
 
 

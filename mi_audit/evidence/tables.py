@@ -17,7 +17,8 @@ import pyarrow.compute as pc
 
 from mi_audit.evidence import samples, tokens
 from mi_audit.evidence.canonical import fragment
-from mi_audit.evidence.records import AuditRecord, ClaimRecord, ModelRecord, PlanRecord, Record, RunRecord
+from mi_audit.evidence.fields import Record
+from mi_audit.evidence.records import AuditRecord, ClaimRecord, ModelRecord, PlanRecord, RunRecord
 
 RUNS: Final = "runs.parquet"
 AUDITS: Final = "audits.parquet"

@@ -3,19 +3,17 @@
 from itertools import combinations
 
 from mi_audit.plan.detectors import DetectorSpec
-from mi_audit.plan.measurements import ReadSpec
+from mi_audit.plan.measurements import Measurement
 from mi_audit.suites.prompt import Prompt
 from mi_audit.suites.suite import Suite
 
 
-def leak_in(reading: ReadSpec) -> str | None:
-    """What the reading's suite shares with what its detector was made from, in words; None when they are apart."""
-    for use, seen in reading.detector.seen:
-        shared = _shared(seen, reading.suite)
+def leak_in(detector: DetectorSpec, suite: Suite) -> str | None:
+    """What a suite on which a detector is tested shares with what the detector was made from, in words; None when they are apart."""
+    for use, seen in detector.seen:
+        shared = _shared(seen, suite)
         if shared:
-            return (
-                f"{reading.detector.name} is tested on {reading.suite.name}, but {shared} in {seen.name}, which {use}; test on other groups, e.g. another split"
-            )
+            return f"{detector.name} is tested on {suite.name}, but {shared} in {seen.name}, which {use}; test on other groups, e.g. another split"
     return None
 
 
@@ -29,7 +27,7 @@ def repeat_in(suite: Suite) -> str | None:
     return None
 
 
-def turned_round(reading: ReadSpec) -> str | None:
+def turned_round(reading: Measurement) -> str | None:
     """A fitted detector with a suite whose positive class is the negative one of its fit, in words: every number would mean its opposite."""
     detector = reading.detector
     if detector.fit is None or detector.fit.positive is None:

@@ -6,6 +6,7 @@ from typing import Literal, TypeGuard
 
 from mi_audit.plan.detectors import DetectorSpec, describe_suite
 from mi_audit.plan.digest import Json, digest_of
+from mi_audit.plan.steering import DoseSpec, SteerSpec
 from mi_audit.suites.suite import Suite
 
 Quantity = Literal["auroc", "recall", "rate", "accuracy", "mean", "mean_difference", "paired_difference", "effect_size"]
@@ -87,11 +88,17 @@ class EstimateSpec:
         return f"{self.reading}: {self.quantity}({argument})"
 
 
+Measured = EstimateSpec | DoseSpec
+"""A quantity of a reading, or of an experiment."""
+Measurement = ReadSpec | SteerSpec
+"""A reading, or an experiment: what `samples.parquet` calls a measurement."""
+
+
 @dataclass(frozen=True)
 class ClaimSpec:
-    """What is claimed: a quantity on one side of a literal threshold."""
+    """What is claimed: a quantity on one side of a literal threshold, or of what the null gives (its excess over that is then on one side of 0)."""
 
-    estimate: EstimateSpec
+    estimate: Measured
     op: Op
     threshold: float
 
@@ -105,4 +112,5 @@ class ClaimSpec:
         return digest_of(self.describe())
 
     def __str__(self) -> str:
-        return f"{self.estimate} {self.op} {self.threshold:g}"
+        over_null = isinstance(self.estimate, DoseSpec) and self.estimate.over_null
+        return f"{self.estimate} {self.op} {f'null.{self.estimate.quantity}()' if over_null else f'{self.threshold:g}'}"

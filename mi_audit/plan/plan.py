@@ -9,7 +9,9 @@ from mi_audit.plan.audit import AuditMark
 from mi_audit.plan.detectors import DetectorSpec
 from mi_audit.plan.digest import Json, digest_of
 from mi_audit.plan.measurements import DISCRIMINATES, NEEDS_THRESHOLD, AttributionSpec, ClaimSpec, ReadSpec
+from mi_audit.plan.steering import DoseSpec, SteerSpec
 from mi_audit.plan.tracing import TracedClaim
+from mi_audit.suites.suite import Suite
 
 
 @dataclass(frozen=True)
@@ -67,19 +69,32 @@ class Plan:
     @property
     def readings(self) -> tuple[ReadSpec, ...]:
         """Every reading that a claim rests on, once each, in order of first use."""
-        return tuple(dict.fromkeys(claim.estimate.reading for _, claim in self.claims))
+        return tuple(dict.fromkeys(claim.estimate.reading for _, claim in self.claims if isinstance(claim.estimate.reading, ReadSpec)))
+
+    @property
+    def experiments(self) -> tuple[SteerSpec, ...]:
+        """Every experiment that a claim rests on, once each, in order of first use."""
+        return tuple(dict.fromkeys(claim.estimate.reading for _, claim in self.claims if isinstance(claim.estimate, DoseSpec)))
+
+    @property
+    def neutral(self) -> tuple[Suite, ...]:
+        """Every suite on which a side effect is measured, once each, in order of first use."""
+        found = (claim.estimate.neutral for _, claim in self.claims if isinstance(claim.estimate, DoseSpec))
+        return tuple(dict.fromkeys(suite for suite in found if suite is not None))
 
     @property
     def detectors(self) -> tuple[DetectorSpec, ...]:
         """Every detector that a claim rests on, once each, in order of first use."""
-        return tuple(dict.fromkeys(reading.detector for reading in self.readings))
+        own = [claim.estimate.reading.detector for _, claim in self.claims]
+        return tuple(dict.fromkeys([*own, *(spec.effect.detector for spec in self.experiments if spec.effect.detector is not None)]))
 
     @property
     def forward_prompts(self) -> int:
         """How many distinct prompts pass through the model; each passes once, whatever the number of detectors."""
         learning = [prompts for detector in self.detectors for prompts in detector.learning]
-        read = [reading.suite.prompts for reading in self.readings]
-        return len({prompt.digest for prompts in (*learning, *read) for prompt in prompts})
+        read = [each.suite.prompts for each in (*self.readings, *self.experiments)]
+        neutral = [suite.prompts for suite in self.neutral]
+        return len({prompt.digest for prompts in (*learning, *read, *neutral) for prompt in prompts})
 
     def instruments_of(self, detector: DetectorSpec) -> tuple[tuple[PlannedAudit, ClaimSpec], ...]:
         """The claims about the instrument that speak of this detector."""

@@ -26,12 +26,19 @@ def lines_of(plan: Plan) -> Iterator[str]:
             yield f"          {use} {_sized(suite)}"
         if detector.threshold:
             yield f"          threshold {detector.threshold}"
-    if plan.readings:
+    if plan.experiments:
+        yield "  experiments"
+    for experiment in plan.experiments:
+        doses = ", ".join(f"{strength:g}" for strength in experiment.strengths)
+        yield f"      {experiment}: strengths {doses} ({experiment.unit}), {experiment.tokens} tokens"
+    suites = dict.fromkeys([*(each.suite for each in (*plan.readings, *plan.experiments)), *plan.neutral])
+    if suites:
         yield "  suites"
-    for suite in dict.fromkeys(reading.suite for reading in plan.readings):
+    for suite in suites:
         yield f"      {_sized(suite)}"
     limited = f" (at most {plan.limit} of each suite that is read)" if plan.limit else ""
-    yield f"  {_count(plan.forward_prompts, 'prompt')} pass through the model, once each{limited}"
+    often = "once each, and again for each strength and each draw of a null in an experiment" if plan.experiments else "once each"
+    yield f"  {_count(plan.forward_prompts, 'prompt')} pass through the model, {often}{limited}"
 
 
 def _sized(suite: Suite) -> str:

@@ -8,11 +8,11 @@ from typing import NoReturn, Protocol, cast, get_args
 
 from mi_audit.errors import PlanError, SuiteError
 from mi_audit.plan.latents import LatentSpec
-from mi_audit.plan.measurements import NEEDS_LABELS, NEEDS_THRESHOLD, AttributionSpec, Baseline, EstimateSpec, Method, Quantity, ReadSpec
+from mi_audit.plan.measurements import NEEDS_LABELS, NEEDS_THRESHOLD, AttributionSpec, Baseline, EstimateSpec, Measured, Method, Quantity, ReadSpec
 from mi_audit.stats.checks import Floats
 from mi_audit.stats.estimate import Estimate
 
-Evaluate = Callable[[EstimateSpec], Estimate]
+Evaluate = Callable[[Measured], Estimate]
 Attribute = Callable[[AttributionSpec], Sequence["Attributed"]]
 
 

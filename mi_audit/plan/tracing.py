@@ -7,15 +7,17 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn, cast
 
 from mi_audit.errors import MiAuditError, PlanError
-from mi_audit.plan.measurements import AttributionSpec, ClaimSpec, EstimateSpec, Op
+from mi_audit.plan.measurements import AttributionSpec, ClaimSpec, Measured, Op
 from mi_audit.plan.reading import Attributed
+from mi_audit.plan.steering import DoseSpec
 from mi_audit.stats.claim import vacuous
 from mi_audit.stats.estimate import Estimate
+from mi_audit.stats.levels import NullLevel
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Trace:
     faults: list[str] = field(default_factory=list)
     attributions: list[AttributionSpec] = field(default_factory=list)
 
-    def evaluate(self, spec: EstimateSpec) -> Estimate:
+    def evaluate(self, spec: Measured) -> Estimate:
         """The stand-in for an estimate."""
         return cast(Estimate, _PlannedEstimate(spec, self))
 
@@ -108,15 +110,25 @@ class _PlannedEstimate:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, spec: EstimateSpec, trace: Trace) -> None:
+    def __init__(self, spec: Measured, trace: Trace) -> None:
         self._spec, self._trace = spec, trace
 
     def _claim(self, op: Op, threshold: object) -> _PlannedClaim:
+        if isinstance(threshold, NullLevel):
+            return self._claim_over_null(op, threshold)
         if isinstance(threshold, _PlannedEstimate):
             self._trace.fault(f"`{self._spec}` is compared with another estimate; a claim compares an estimate with a number")
         if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not math.isfinite(threshold):
             self._trace.fault(f"`{self._spec}` is compared with {threshold!r}; a claim compares an estimate with a finite number")
         claim = ClaimSpec(self._spec, op, float(threshold))
+        self._trace.note(claim)
+        return _PlannedClaim(claim, self._trace)
+
+    def _claim_over_null(self, op: Op, level: NullLevel) -> _PlannedClaim:
+        if level.of_spec != self._spec:
+            self._trace.fault(f"`{self._spec}` is compared with the null of `{level.of_spec}`; compare it with its own")
+        assert isinstance(self._spec, DoseSpec)
+        claim = ClaimSpec(replace(self._spec, over_null=True), op, 0.0)
         self._trace.note(claim)
         return _PlannedClaim(claim, self._trace)
 

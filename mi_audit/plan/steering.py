@@ -1,0 +1,218 @@
+"""Specs of experiments: a detector's direction or latents changed in the model, and an effect measured before and after. Free of torch."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final, Literal, get_args
+
+from mi_audit.errors import PlanError, SuiteError
+from mi_audit.plan.detectors import DetectorSpec, describe_suite
+from mi_audit.plan.digest import Json, digest_of
+from mi_audit.plan.effects import EffectSpec
+from mi_audit.plan.latents import LatentSpec
+from mi_audit.plan.places import Tokens
+from mi_audit.suites.suite import Suite
+
+Action = Literal["add", "clamp", "project_out"]
+"""What is done at the touched tokens: α times the direction is added; latents are set to α times their highest value on a corpus, the SAE's error kept; or a share
+α of the direction's component is taken out."""
+
+Unit = Literal["vector", "norm", "sd", "max"]
+"""What a strength of 1 is. Of an addition: the vector itself (of a fitted detector: from the mean of the negatives to that of the positives, along its direction);
+the length of each token's own activation; the standard deviation of the detector's scores within the classes. Of a clamp: the latent's highest value."""
+
+Steered = Literal["generated", "prompt", "all"]
+"""Which tokens are touched: those from which the answer is predicted (the prompt's last token, and each token that is generated, as in contrastive activation
+addition); the prompt's tokens without attention sinks; or both."""
+
+DoseQuantity = Literal["slope", "change", "smallest_step", "sign_reversal"]
+SideQuantity = Literal["kl", "loss_change", "repetition_change", "capability_change"]
+
+MOST_STRENGTHS: Final = 32
+MOST_LAYERS: Final = 64
+
+
+@dataclass(frozen=True)
+class SteerSpec:
+    """One experiment: an action along a detector at each of the strengths, ascending and without 0, on every prompt of a suite, and its effect.
+
+    `everywhere`: at every hook point that writes to the residual stream, not only where the detector reads. `profile`: depths at which the same is done once
+    more, for the report.
+    """
+
+    detector: DetectorSpec
+    suite: Suite
+    effect: EffectSpec
+    action: Action
+    strengths: tuple[float, ...]
+    unit: Unit
+    tokens: Steered | Tokens
+    everywhere: bool = False
+    profile: tuple[float, ...] = ()
+    controls: bool = True
+
+    def describe(self) -> dict[str, Json]:
+        """JSON-ready description, part of the plan's digest."""
+        return {
+            "detector": self.detector.digest,
+            "suite": describe_suite(self.suite),
+            "effect": self.effect.describe(),
+            "action": self.action,
+            "strengths": list(self.strengths),
+            "unit": self.unit,
+            "tokens": self.tokens if isinstance(self.tokens, str) else self.tokens.describe(),
+            "everywhere": self.everywhere,
+            "profile": list(self.profile),
+            "controls": self.controls,
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the description."""
+        return digest_of(self.describe())
+
+    @property
+    def origin(self) -> bool:
+        """Whether the model as it is stands for the strength 0."""
+        return self.action != "clamp"
+
+    def __str__(self) -> str:
+        done = {"add": "steered along", "clamp": "with clamped", "project_out": "without"}[self.action]
+        return f"{self.suite.name} {done} {self.detector.name}, {self.effect}"
+
+
+@dataclass(frozen=True)
+class DoseSpec:
+    """A quantity to be estimated from an experiment; `strength` of those that are of one. `over_null`: its excess over that of directions with nothing to find.
+    `neutral` is the suite on which a side effect is measured."""
+
+    reading: SteerSpec
+    quantity: DoseQuantity | SideQuantity
+    strength: float | None = None
+    over_null: bool = False
+    neutral: Suite | None = None
+    pairs: None = None
+
+    def describe(self) -> dict[str, Json]:
+        """JSON-ready description, part of the plan's digest."""
+        return {
+            "steering": self.reading.describe(),
+            "quantity": self.quantity,
+            "strength": self.strength,
+            "over_null": self.over_null,
+            "neutral": None if self.neutral is None else describe_suite(self.neutral),
+        }
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the description."""
+        return digest_of(self.describe())
+
+    def __str__(self) -> str:
+        at = "" if self.strength is None else f" at {self.strength:g}"
+        on = "" if self.neutral is None else f" on {self.neutral.name}"
+        return f"{self.reading}: {self.quantity}(){at}{on}"
+
+
+def steer_spec(
+    detector: object,
+    suite: object,
+    effect: object,
+    strengths: object,
+    *,
+    unit: str | None,
+    tokens: object,
+    profile: Iterable[float],
+    controls: bool,
+) -> SteerSpec:
+    """The spec of `Auditor.steer`, checked. Raises PlanError as it does."""
+    where = f"model.steer({getattr(detector, 'name', detector)}, …)"
+    detector, suite, effect = _checked(detector, suite, effect, where)
+    is_latent = isinstance(detector, LatentSpec)
+    chosen = unit if unit is not None else "max" if is_latent else "vector"
+    allowed = ("max",) if is_latent else ("vector", "norm", "sd")
+    if chosen not in allowed:
+        raise PlanError(
+            f"{where}: unit={unit!r}; {'latents are clamped to multiples of their highest value: unit=' if is_latent else 'known are '}{', '.join(allowed)}"
+        )
+    if chosen == "sd" and detector.fit is None:
+        raise PlanError(f"{where}: unit='sd' is that of the scores on the suite that the detector is fitted on, and it has none; use 'vector' or 'norm'")
+    doses = _strengths(strengths, where, zero=is_latent)
+    return SteerSpec(detector, suite, effect, "clamp" if is_latent else "add", doses, chosen, _tokens(tokens, where), False, _depths(profile, where), controls)  # type: ignore[arg-type]
+
+
+def ablate_spec(detector: object, suite: object, effect: object, *, everywhere: bool | None, tokens: object, controls: bool) -> SteerSpec:
+    """The spec of `Auditor.ablate`, checked. Raises PlanError as it does."""
+    where = f"model.ablate({getattr(detector, 'name', detector)}, …)"
+    detector, suite, effect = _checked(detector, suite, effect, where)
+    if isinstance(detector, LatentSpec):
+        if everywhere:
+            raise PlanError(f"{where}: latents are clamped to 0 where their SAE encodes, not everywhere; leave everywhere= out")
+        return SteerSpec(detector, suite, effect, "clamp", (0.0,), "max", _tokens(tokens, where), False, (), controls)
+    spread = everywhere if everywhere is not None else True
+    if spread and detector.point in ("attn.hook_z", "mlp.hook_post"):
+        raise PlanError(f"{where}: {detector.point} is not of the residual stream's width, so the direction can't be taken out everywhere: everywhere=False")
+    return SteerSpec(detector, suite, effect, "project_out", (1.0,), "vector", _tokens(tokens, where), spread, (), controls)
+
+
+def _checked(detector: object, suite: object, effect: object, where: str) -> tuple[DetectorSpec, Suite, EffectSpec]:
+    if not isinstance(detector, DetectorSpec):
+        raise PlanError(f"{where}: the first argument is a detector made with mi.probe, mi.sweep, mi.direction or mi.latent")
+    if not isinstance(suite, Suite):
+        raise PlanError(f"{where}: on={suite!r}; give a suite made with mi.suite(…)")
+    if len(suite) == 0:
+        raise PlanError(f"{where}: the suite {suite.name} is empty; nothing is shown by no prompts")
+    if not isinstance(effect, EffectSpec):
+        raise PlanError(f"{where}: effect={effect!r}; give one of mi.effects, e.g. mi.effects.refusal()")
+    if isinstance(detector, LatentSpec) and (detector.sae.config.is_transcoder or detector.sae.config.is_contextual):
+        raise PlanError(f"{where}: latents of the architecture {detector.sae.config.architecture!r} can't be clamped; steer along a direction instead")
+    for name in _fields(effect):
+        try:
+            for prompt in suite:
+                if not isinstance(prompt.field(name), str):
+                    raise PlanError(f"{where}: {effect}: the field {name!r} of prompt {prompt.id!r} is no text")
+        except SuiteError as error:
+            raise PlanError(f"{where}: {effect}: {error}") from error
+    return detector, suite, effect
+
+
+def _fields(effect: EffectSpec) -> Sequence[str]:
+    given = dict(effect.arguments)
+    match effect.name:
+        case "log_likelihood":
+            return (str(given["answer"]),)
+        case "choice":
+            wrong = given["wrong"]
+            return (str(given["right"]), *(wrong if isinstance(wrong, tuple) else ()))
+        case _:
+            return ()
+
+
+def _strengths(given: object, where: str, *, zero: bool) -> tuple[float, ...]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise PlanError(f"{where}: strengths={given!r}; give numbers such as (-2, -1, 1, 2)")
+    numbers = tuple(given)
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
+            raise PlanError(f"{where}: the strength {number!r} is no finite number")
+        if number == 0 and not zero:
+            raise PlanError(f"{where}: the strength 0 is the model as it is, which is always measured; leave it out")
+    if not numbers or len(numbers) > MOST_STRENGTHS or len(set(numbers)) < len(numbers):
+        raise PlanError(f"{where}: give 1 to {MOST_STRENGTHS} different strengths, not {len(numbers)} of which {len(set(numbers))} differ")
+    return tuple(sorted(float(number) for number in numbers))
+
+
+def _tokens(given: object, where: str) -> Steered | Tokens:
+    if isinstance(given, Tokens):
+        return given
+    if given in get_args(Steered):
+        return given  # type: ignore[return-value]  # one of the literals
+    raise PlanError(f"{where}: tokens={given!r}; known are {', '.join(get_args(Steered))}, mi.span(start, end) and mi.last_of(field)")
+
+
+def _depths(given: Iterable[float], where: str) -> tuple[float, ...]:
+    depths = tuple(given)
+    if any(isinstance(depth, bool) or not isinstance(depth, int | float) or not 0 <= depth <= 1 for depth in depths) or len(depths) > MOST_LAYERS:
+        raise PlanError(f"{where}: profile={depths!r}; give at most {MOST_LAYERS} depths from 0 to 1")
+    return tuple(sorted({float(depth) for depth in depths}))
