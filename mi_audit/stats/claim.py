@@ -13,11 +13,14 @@ from mi_audit.stats.needed import Needed, needed
 from mi_audit.stats.verdict import Verdict
 
 if TYPE_CHECKING:
+    from mi_audit.stats.controls import Controls
     from mi_audit.stats.estimate import Estimate
 
 BOUNDED: Final = frozenset({"auroc", "recall", "rate", "accuracy"})
 DISCRIMINATING: Final = frozenset({"auroc", "recall", "accuracy", "mean_difference", "paired_difference", "effect_size"})
-QUANTITIES: Final = BOUNDED | DISCRIMINATING | {"mean"}
+EFFECTS: Final = frozenset({"slope", "change", "smallest_step", "sign_reversal"})
+SIDE_EFFECTS: Final = frozenset({"kl", "loss_change", "repetition_change", "capability_change"})
+QUANTITIES: Final = BOUNDED | DISCRIMINATING | EFFECTS | SIDE_EFFECTS | {"mean"}
 OPERATORS: Final = (">=", ">", "<=", "<")
 INSTRUMENT_NOT_RUN: Final = "the audit of the instrument {} did not run to its end"
 """Why a claim about the model is capped whose instrument was not audited; takes the audit's id."""
@@ -38,8 +41,18 @@ class Claim:
 
     @property
     def text(self) -> str:
-        """What is claimed: "auroc() >= 0.9"."""
-        return f"{self.estimate.quantity}() {self.op} {self.threshold!r}"
+        """What is claimed: "auroc() >= 0.9", or "slope() > null.slope()"."""
+        quantity = self.estimate.quantity
+        if self.estimate.excess:
+            more = f" + {self.threshold!r}" if self.threshold else ""
+            return f"{quantity}() {self.op} null.{quantity}(){more}"
+        return f"{quantity}() {self.op} {self.threshold!r}"
+
+    @property
+    def controls(self) -> "Controls | None":
+        """The estimate's controls; those of an effect are ranked towards the side claimed."""
+        controls = self.estimate.controls
+        return controls.facing(self.op) if controls is not None and self.estimate.quantity in EFFECTS else controls
 
     def capped(self, reason: str) -> "Claim":
         """The same claim, at best INCONCLUSIVE for `reason`; a FAIL stays as it is."""
@@ -64,8 +77,7 @@ def decide(estimate: "Estimate", op: str, threshold: float) -> Claim:
     """Hold `estimate` against `threshold`.
 
     PASS where the whole interval is on the claimed side, FAIL where it is on the other, else INCONCLUSIVE. INCONCLUSIVE too, whatever the bounds, where the
-    estimate carries reasons for which nothing can be decided; and a discriminating claim (a quantity that tells classes apart, claimed to be large) passes
-    only with controls that passed.
+    estimate carries reasons for which nothing can be decided; and a claim that `needs_null` passes only with controls that passed.
 
     Raises:
         ClaimComparisonError: the threshold is not a finite real number.
@@ -83,11 +95,23 @@ def decide(estimate: "Estimate", op: str, threshold: float) -> Claim:
             within = f"{within}, but only because of precision: {estimate.unwidened.reason}"
         return Claim(estimate, op, threshold, verdict, estimate.undecided or (within,), needed(estimate, op, threshold))
     claim = Claim(estimate, op, threshold, Verdict.PASS)
-    if op in ("<=", "<") or estimate.quantity not in DISCRIMINATING:
+    if not needs_null(estimate.quantity, op, threshold):
         return claim
-    if estimate.controls is None:
+    if claim.controls is None:
         return claim.capped("controls were switched off")
-    return claim if estimate.controls.passed else claim.capped(estimate.controls.reason)
+    return claim if claim.controls.passed else claim.capped(claim.controls.reason)
+
+
+def needs_null(quantity: str, op: str, threshold: float) -> bool:
+    """Whether a claim says that there is something to find, and so passes only where it beats its null.
+
+    That is a quantity that tells classes apart, claimed to be large; or an effect claimed to be on one side of 0, whichever. An effect claimed to be small is
+    not: it is bounded on the side away from 0.
+    """
+    upward = op in (">=", ">")
+    if quantity in EFFECTS:
+        return threshold >= 0.0 if upward else threshold <= 0.0
+    return upward and quantity in DISCRIMINATING
 
 
 def by_bounds(estimate: "Estimate", op: str, threshold: float) -> Verdict:
@@ -144,10 +168,13 @@ def checked_threshold(quantity: str, op: str, threshold: object) -> float:
 
 def vacuous(quantity: str, op: str, threshold: float) -> str | None:
     """Why no data could fail the claim, or none could pass it; None if it can go either way."""
-    if quantity not in BOUNDED or 0.0 < threshold < 1.0:
-        return None
     text = f"{quantity}() {op} {threshold!r}"
     upward = op in (">=", ">")
+    if quantity == "kl" and threshold <= 0.0:
+        why = "claims nothing: kl is never negative, so no data could fail it" if upward else "can't be shown: kl is never negative, so no data could pass it"
+        return f"{text} {why}. Choose a threshold above 0."
+    if quantity not in BOUNDED or 0.0 < threshold < 1.0:
+        return None
     if (threshold <= 0.0) == upward:
         return f"{text} claims nothing: {quantity} lies between 0 and 1, so no data could fail it. Choose a threshold strictly between."
     return f"{text} can't be shown: a sample leaves room beside {1 if upward else 0}, so no data could pass it. Choose a threshold strictly between 0 and 1."

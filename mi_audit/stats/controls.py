@@ -1,7 +1,8 @@
 """Controls: what the same measurement gives where there is nothing to find, or without looking inside."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -12,7 +13,8 @@ from mi_audit.stats.checks import checked_alpha, checked_values
 class Null:
     """The statistic's distribution where there is nothing to find, for instance refitted on labels shuffled within their structure.
 
-    A null is a rank: p = (k + 1) / (B + 1), with k of the B draws at or above what was observed (Phipson & Smyth 2010, arXiv 1603.05766).
+    A null is a rank: p = (k + 1) / (B + 1), with k of the B draws at or above what was observed (Phipson & Smyth 2010, arXiv 1603.05766); at or below it where
+    what is claimed lies `downward`.
     """
 
     name: str
@@ -20,6 +22,7 @@ class Null:
     observed: float
     alpha: float = 0.025
     decides: bool = True
+    downward: bool = False
 
     def __post_init__(self) -> None:
         checked_alpha(self.alpha)
@@ -33,7 +36,9 @@ class Null:
 
     @property
     def k(self) -> int:
-        """How many draws reach what was observed."""
+        """How many draws reach what was observed, or go beyond."""
+        if self.downward:
+            return sum(statistic <= self.observed for statistic in self.statistics)
         return sum(statistic >= self.observed for statistic in self.statistics)
 
     @property
@@ -100,6 +105,10 @@ class Controls:
     nulls: tuple[Null, ...]
     baselines: tuple[Baseline, ...] = ()
     selectivity: float | None = None
+
+    def facing(self, op: str) -> Self:
+        """The same controls, with each null ranked towards the side that a claim with this comparison is on."""
+        return replace(self, nulls=tuple(replace(null, downward=op in ("<=", "<")) for null in self.nulls))
 
     @property
     def passed(self) -> bool:

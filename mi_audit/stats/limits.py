@@ -4,6 +4,7 @@ from typing import Final
 
 LEAST_GROUPS: Final = 10  # of an AUROC, or of a rate of grouped outcomes
 LEAST_GROUPS_OF_MEANS: Final = 20  # of a mean or a difference
+MOST_PARTS: Final = 12  # of the least of several means
 LEAST_ALPHA: Final = 0.005
 MOST_ALPHA: Final = 0.1
 ASSUMED_ICC: Final = 0.3  # within-group correlation taken where the data are too few to estimate it

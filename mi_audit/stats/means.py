@@ -16,8 +16,8 @@ from mi_audit.stats.limits import unvalidated
 METHOD: Final = "cluster jackknife, t quantile, widened for skewness (Hall)"
 
 
-def mean(values: ArrayLike, groups: ArrayLike, *, alpha: float = 0.025) -> Estimate:
-    """The mean of `values` [n] in their groups.
+def mean(values: ArrayLike, groups: ArrayLike, *, alpha: float = 0.025, quantity: str = "mean") -> Estimate:
+    """The mean of `values` [n] in their groups; `quantity` names what they are, for instance each prompt's slope.
 
     Raises:
         StatisticsError: wrong shapes or types, a value that is not finite, or fewer than two groups.
@@ -25,7 +25,7 @@ def mean(values: ArrayLike, groups: ArrayLike, *, alpha: float = 0.025) -> Estim
     alpha = checked_alpha(alpha)
     floats = checked_values("values", values)
     clusters = checked_clusters(groups, len(floats))
-    return _estimate("mean", _mean_jackknife(floats, clusters), alpha, len(floats), None)
+    return _estimate(quantity, _mean_jackknife(floats, clusters), alpha, len(floats), None)
 
 
 def mean_difference(values: ArrayLike, labels: ArrayLike, groups: ArrayLike, *, alpha: float = 0.025) -> Estimate:
