@@ -8,22 +8,25 @@ from mi_audit.config import DEFAULT_MODEL, Settings
 from mi_audit.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    from mi_audit.causal.laboratory import Laboratory
     from mi_audit.detectors.bench import Bench
     from mi_audit.engine.cache import ActivationCache
     from mi_audit.engine.progress import Progress
     from mi_audit.model.audited import AuditedModel
 
 
-def load_bench(settings: Settings) -> "tuple[AuditedModel, Bench]":
-    """Open the model that the settings name and put it on the bench.
+def load_laboratory(settings: Settings) -> "tuple[AuditedModel, Bench, Laboratory]":
+    """Open the model that the settings name and put it on the bench, and the bench in the laboratory.
 
     Raises:
         MissingDependencyError, ModelError: as `open_audited`.
     """
     model, cache, progress = open_audited(settings)
+    from mi_audit.causal.laboratory import Laboratory
     from mi_audit.detectors.bench import Bench
 
-    return model, Bench(model, alpha=settings.alpha, seed=settings.seed, limit=settings.limit, progress=progress, cache=cache)
+    bench = Bench(model, alpha=settings.alpha, seed=settings.seed, limit=settings.limit, progress=progress, cache=cache)
+    return model, bench, Laboratory(bench, model, alpha=settings.alpha, seed=settings.seed, limit=settings.limit, progress=progress)
 
 
 def open_audited(settings: Settings) -> "tuple[AuditedModel, ActivationCache | None, Progress]":
@@ -67,5 +70,5 @@ def load_model(ref: str = DEFAULT_MODEL, *, device: str = "auto", dtype: str = "
         MissingDependencyError: torch or transformers is not installed.
         ModelError: the model can't be found, trusted or loaded.
     """
-    model, bench = load_bench(Settings(model=ref, device=device, dtype=dtype, alpha=alpha, seed=seed, no_cache=not cache))
-    return Auditor(bench.estimate, bench.attribute, model.identity)
+    model, bench, lab = load_laboratory(Settings(model=ref, device=device, dtype=dtype, alpha=alpha, seed=seed, no_cache=not cache))
+    return Auditor(lab.estimate, bench.attribute, model.identity)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from mi_audit.errors import EvidenceError
 from mi_audit.evidence import records as r
 from mi_audit.evidence import store
+from mi_audit.evidence.experiments import ExperimentRecord
 from mi_audit.evidence.parts import AuditOutline, Outline, Part, PartRecord
 from mi_audit.evidence.samples import Arm, SampleTable
 from mi_audit.evidence.tokens import TokenTable
@@ -20,13 +21,16 @@ from mi_audit.plan.latents import LatentSpec
 from mi_audit.plan.measurements import AttributionSpec, EstimateSpec, ReadSpec
 from mi_audit.plan.plan import Plan, PlannedAudit
 from mi_audit.plan.printing import lines_of
+from mi_audit.plan.steering import DoseSpec, SteerSpec
 from mi_audit.plugins import Registry, active
+from mi_audit.recording_experiments import add_experiment, add_side_effect, experiment_record, side_effect_suites
 from mi_audit.scrubbing import scrubbed
 from mi_audit.suites.suite import Suite
 from mi_audit.token_table import add_token_scores
 from mi_audit.worst import worst_prompts
 
 if TYPE_CHECKING:
+    from mi_audit.causal.laboratory import Laboratory
     from mi_audit.detectors.bench import Bench
     from mi_audit.detectors.sae_checks import SaeQuality
     from mi_audit.detectors.sweeping import Curve
@@ -73,6 +77,7 @@ class Recorder:
         self._attributions = {spec.reading: spec for audit in plan.audits if not audit.faults for spec in audit.attributions}
         self._readings: set[tuple[ReadSpec, str | None]] = set()
         self._detectors: set[DetectorSpec] = set()
+        self._sampled: set[str] = set()
         self._seconds_told: dict[str, float] = {}
         self._cache_told: dict[str, int] = {}
 
@@ -90,16 +95,19 @@ class Recorder:
         return part
 
     def _part(self, place: int, result: AuditResult) -> Part:
-        model, bench = self._run.model, self._run.bench
+        model, bench, lab = self._run.model, self._run.bench, self._run.lab
         samples, tokens = SampleTable(), TokenTable(texts_shown=self._run.settings.texts == "shown")
         files: dict[str, bytes] = {}
         suites: dict[str, Suite] = {}
         detectors: list[r.DetectorRecord] = []
         readings: list[r.ReadingRecord] = []
+        experiments: list[ExperimentRecord] = []
         claims: list[r.ClaimRecord] = []
-        if model is not None and bench is not None:
+        if model is not None and bench is not None and lab is not None:
             new = self._new_readings(result)
-            for spec in dict.fromkeys(reading.detector for reading in new if reading.detector not in self._detectors):
+            begun = [spec for spec in _experiments_of(result) if spec in lab.begun]
+            used = [*(reading.detector for reading in new), *(spec.detector for spec in begun)]
+            for spec in dict.fromkeys(detector for detector in used if detector not in self._detectors):
                 self._detectors.add(spec)
                 curve = bench.curve(spec)
                 detectors.append(_detector(spec, bench, curve, files))
@@ -108,7 +116,19 @@ class Recorder:
             for reading, pairs in new.items():
                 attribution = None if reading in missing else self._attributions.get(reading)
                 readings.append(_reading(reading, bench, samples, suites, pairs, missing.get(reading), attribution))
-            claims = [_claim(result, index, decided, bench) for index, decided in enumerate(result.claims)]
+            for experiment in begun:
+                experiments.append(experiment_record(experiment, lab, alpha=self._run.settings.alpha, texts_shown=self._run.settings.texts == "shown"))
+                suite = lab.begun[experiment].suite
+                suites.setdefault(suite.digest, suite)
+                if experiment.digest not in self._sampled:
+                    self._sampled.add(experiment.digest)
+                    add_experiment(experiment, lab, samples)
+                for measurement, neutral in side_effect_suites(experiment, lab):
+                    suites.setdefault(neutral.digest, neutral)
+                    if measurement not in self._sampled:
+                        self._sampled.add(measurement)
+                        add_side_effect(experiment, lab, measurement, samples)
+            claims = [_claim(result, index, decided, bench, lab) for index, decided in enumerate(result.claims)]
         record = PartRecord(
             place=place,
             audit=_audit(result),
@@ -117,6 +137,8 @@ class Recorder:
             suites=tuple(_suite(suite) for suite in suites.values()),
             detectors=tuple(detectors),
             readings=tuple(readings),
+            experiments=tuple(experiments),
+            sampled=tuple(samples.readings),
             seconds=self._seconds(),
             cache=self._cache(),
             cache_trouble=scrubbed(bench.cache.trouble) if bench is not None and bench.cache is not None and bench.cache.trouble else None,
@@ -167,6 +189,13 @@ def _estimates_used(result: AuditResult) -> list[EstimateSpec]:
     return list(dict.fromkeys(spec for spec in specs if isinstance(spec, EstimateSpec)))
 
 
+def _experiments_of(result: AuditResult) -> list[SteerSpec]:
+    """The experiments that an audit rests on, also those that kept it from being decided."""
+    planned = (claim.spec.estimate for claim in result.audit.claims)
+    heard = (decided.planned.spec.estimate for decided in result.claims)
+    return list(dict.fromkeys(spec.reading for spec in (*planned, *heard) if isinstance(spec, DoseSpec)))
+
+
 def _model(model: "AuditedModel") -> r.ModelRecord:
     identity, check = model.identity, model.self_check
     return r.ModelRecord(
@@ -209,6 +238,8 @@ def _suite(suite: Suite) -> r.SuiteRecord:
         groups=len(set(suite.groups())),
         positives=positives,
         negatives=None if positives is None else len(suite) - positives,
+        origin=suite.root.digest,
+        matched=suite.root.is_matched,
     )
 
 
@@ -228,6 +259,7 @@ def _detector(spec: DetectorSpec, bench: "Bench", curve: "Curve | None", files: 
         fit_suite=spec.fit.name if spec.fit else None,
         fit_n=len(spec.fit) if spec.fit else None,
         fit_groups=len(set(spec.fit.groups())) if spec.fit else None,
+        seen=tuple(dict.fromkeys(suite.digest for suite in (*spec.suites, *([curve.validation] if curve else [])))),
         validation_suite=curve.validation.name if curve else None,
         curve=tuple(_points(curve)) if curve else (),
         regularisation=regularisation if isinstance(regularisation := fitted.card.get("regularisation"), float) else None,
@@ -374,11 +406,11 @@ def _audit(result: AuditResult) -> r.AuditRecord:
     )
 
 
-def _claim(result: AuditResult, index: int, decided: DecidedClaim, bench: "Bench") -> r.ClaimRecord:
+def _claim(result: AuditResult, index: int, decided: DecidedClaim, bench: "Bench", lab: "Laboratory") -> r.ClaimRecord:
     claim, estimate = decided.claim, decided.claim.estimate
-    spec = decided.planned.spec.estimate
-    data = bench.read(spec.reading)
-    controls = estimate.controls
+    spec, controls = decided.planned.spec.estimate, decided.claim.controls
+    suite = bench.read(spec.reading).suite if isinstance(spec, EstimateSpec) else lab.experiment(spec.reading).suite
+    dose = spec if isinstance(spec, DoseSpec) else None
     return r.ClaimRecord(
         id=f"{result.audit.id}#{index}",
         audit=result.audit.id,
@@ -388,10 +420,13 @@ def _claim(result: AuditResult, index: int, decided: DecidedClaim, bench: "Bench
         reading=spec.reading.digest,
         detector=spec.reading.detector.name,
         detector_digest=spec.reading.detector.digest,
-        suite=data.suite.name,
-        suite_digest=data.suite.digest,
+        suite=suite.name,
+        suite_digest=suite.digest,
         quantity=spec.quantity,
         pairs=spec.pairs,
+        strength=None if dose is None else dose.strength,
+        over_null=dose is not None and dose.over_null,
+        on=None if dose is None or dose.neutral is None else dose.neutral.name,
         op=decided.planned.spec.op,
         threshold=claim.threshold,
         text=claim.text,
@@ -421,13 +456,13 @@ def _claim(result: AuditResult, index: int, decided: DecidedClaim, bench: "Bench
             for baseline in (controls.baselines if controls else ())
         ),
         selectivity=controls.selectivity if controls else None,
-        worst=worst_prompts(decided.planned.spec, data),
+        worst=worst_prompts(decided.planned.spec, bench, lab),
     )
 
 
 def _nulls(decided: DecidedClaim) -> Iterator[r.NullRecord]:
     estimate = decided.claim.estimate
-    for null in estimate.controls.nulls if estimate.controls else ():
+    for null in decided.claim.controls.nulls if decided.claim.controls else ():
         yield r.NullRecord(
             name=null.name,
             draws=null.draws,
@@ -435,7 +470,8 @@ def _nulls(decided: DecidedClaim) -> Iterator[r.NullRecord]:
             p=null.p,
             passed=null.passed,
             median=null.quantile(0.5),
-            high=null.quantile(1 - estimate.alpha),
+            high=null.quantile(estimate.alpha if null.downward else 1 - estimate.alpha),
             observed=null.observed,
             decides=null.decides,
+            downward=null.downward,
         )

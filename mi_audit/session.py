@@ -10,12 +10,14 @@ from mi_audit.auditor import Auditor
 from mi_audit.config import USUAL_ALPHA, Settings
 from mi_audit.errors import MiAuditError, PlanError
 from mi_audit.judging.judge import Judge
-from mi_audit.plan.measurements import AttributionSpec, ClaimSpec, EstimateSpec, ReadSpec
+from mi_audit.plan.measurements import AttributionSpec, ClaimSpec, Measured, ReadSpec
 from mi_audit.plan.plan import Plan, PlannedAudit
+from mi_audit.plan.steering import DoseSpec
 from mi_audit.stats.estimate import Estimate
 from mi_audit.worst import worst_prompts
 
 if TYPE_CHECKING:
+    from mi_audit.causal.laboratory import Laboratory
     from mi_audit.detectors.bench import Bench
     from mi_audit.model.audited import AuditedModel
 
@@ -30,6 +32,7 @@ class Session:
         self.plan: Plan | None = None
         self.model: AuditedModel | None = None
         self.bench: Bench | None = None
+        self.lab: Laboratory | None = None
         self._judge: Judge | None = None
 
     def fix_plan(self, audits: Sequence[PlannedAudit]) -> Plan:
@@ -61,39 +64,39 @@ class Session:
             MissingDependencyError: torch or transformers is not installed.
             ModelError: the model can't be found, trusted or loaded.
         """
-        from mi_audit.loading import load_bench
+        from mi_audit.loading import load_laboratory
 
         with self._timed("load model"):
-            self.model, self.bench = load_bench(self.settings)
+            self.model, self.bench, self.lab = load_laboratory(self.settings)
         if self.plan is not None:
             with self._timed("forward passes"):
-                self._measure(self.bench, self.plan.readings)
+                self._measure(self.bench, self.plan)
         if (failure := self.model.failure) is not None:
-            self.model = self.bench = None  # nothing that was known of it stands
+            self.model = self.bench = self.lab = None  # nothing that was known of it stands
             raise failure
-        return Auditor(self.bench.estimate, self.bench.attribute, self.model.identity)
+        return Auditor(self._evaluate, self.bench.attribute, self.model.identity)
 
-    def _measure(self, bench: "Bench", readings: Sequence[ReadSpec]) -> None:
+    def _measure(self, bench: "Bench", plan: Plan) -> None:
         """Measure all that the plan needs. What can't be measured is raised again in the audits that claim something of it.
 
         The others are then read one by one in the plan's order, whichever of them this process goes on to judge, so that all processes form equal batches.
         """
         try:
-            bench.prepare(readings)
+            bench.prepare(plan.readings, plan.detectors)
         except MiAuditError:
-            for reading in readings:
+            for reading in plan.readings:
                 with suppress(MiAuditError):
                     bench.read(reading)
 
-    def _evaluate(self, spec: EstimateSpec) -> Estimate:
-        if self.bench is None:
+    def _evaluate(self, spec: Measured) -> Estimate:
+        if self.lab is None:
             raise PlanError("the model is not loaded, so nothing can be estimated")
-        with self._timed("estimates and controls"):
-            return self.bench.estimate(spec)
+        with self._timed("experiments" if isinstance(spec, DoseSpec) else "estimates and controls"):
+            return self.lab.estimate(spec)
 
     def worst_prompts(self, claim: ClaimSpec) -> tuple[str, ...]:
         """Ids of the prompts that speak most against a claim; none before the model was read."""
-        return worst_prompts(claim, self.bench.read(claim.estimate.reading)) if self.bench is not None else ()
+        return worst_prompts(claim, self.bench, self.lab) if self.bench is not None and self.lab is not None else ()
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

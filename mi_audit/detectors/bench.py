@@ -91,19 +91,20 @@ class Bench:
         """What passed through the model so far."""
         return self._store.captured
 
-    def prepare(self, readings: Iterable[ReadSpec]) -> None:
-        """Capture all that `readings` need, each distinct prompt once, learn their detectors, and measure their spreads where the model is in low precision.
+    def prepare(self, readings: Iterable[ReadSpec], others: Iterable[DetectorSpec] = ()) -> None:
+        """Capture all that `readings` need, each distinct prompt once, learn their detectors and `others`, and measure the readings' spreads where the model is
+        in low precision.
 
         Detectors come first, so that one that can't be fitted fails early, and because only then is known where a swept one reads.
         """
         self._planned = readings = tuple(dict.fromkeys(readings))
-        detectors = tuple(dict.fromkeys(reading.detector for reading in readings))
+        detectors = tuple(dict.fromkeys([*(reading.detector for reading in readings), *others]))
         first = [request for detector in detectors for request in self._learning(detector)]
         perhaps = [self._reading(reading, self._sites(reading.detector)) for reading in readings]
         with as_one(self._progress, self._store.missing([*first, *perhaps])) as progress:
             self._store.fetch(first, perhaps, progress=progress)
             for detector in detectors:
-                self._learn(detector)
+                self.learned(detector)
             self._store.fetch([self._reading(reading, {self._site(reading.detector)}) for reading in readings], progress=progress)
         for reading in readings:
             self.spread(reading)
@@ -111,11 +112,11 @@ class Bench:
 
     def detector(self, spec: DetectorSpec) -> Fitted:
         """The detector, fitted and calibrated."""
-        return self._learn(spec).detector
+        return self.learned(spec).detector
 
     def curve(self, spec: DetectorSpec) -> Curve | None:
         """How the detector's layer was chosen; None for one whose place is declared."""
-        return self._learn(spec).curve
+        return self.learned(spec).curve
 
     def read(self, spec: ReadSpec) -> ReadingData:
         """The detector's scores on the suite, with those of its controls where labels make them meaningful."""
@@ -149,17 +150,23 @@ class Bench:
             self._precision.measure(scored)
         return self._precision[spec]
 
+    def vectors(self, suite: Suite, site: Site) -> Floats:
+        """The activations [n, width] of a suite's prompts at a site."""
+        self._fetch([(suite.prompts, frozenset({site}))])
+        return self._store.read(suite.prompts, site).vectors
+
     def _scored(self, spec: ReadSpec) -> Scored:
         return Scored(self.read(spec), self.detector(spec.detector))
 
     def attribute(self, spec: AttributionSpec) -> tuple[TokenAttributions, ...]:
         """The prompts of a reading that score highest, attributed to their tokens; the highest first."""
         if spec not in self._attributed:
-            detector = self._learn(spec.reading.detector).detector
+            detector = self.learned(spec.reading.detector).detector
             self._attributed[spec] = attributed(self._model, detector, self.read(spec.reading), spec, ATTRIBUTED, self.cache, self._progress)
         return self._attributed[spec]
 
-    def _learn(self, spec: DetectorSpec) -> Learned:
+    def learned(self, spec: DetectorSpec) -> Learned:
+        """The detector with all that its controls are made of."""
         if spec not in self._learned:
             self._fetch(self._learning(spec))
             self._learned[spec] = self._learned_from(spec)
@@ -186,7 +193,7 @@ class Bench:
         return LearnedProbe.learn(spec, root, site.at, fit, embedded, self._negatives(spec, site), self._draw, curve)
 
     def _read(self, spec: ReadSpec) -> ReadingData:
-        learned = self._learn(spec.detector)
+        learned = self.learned(spec.detector)
         suite = self._limited(spec.suite)
         site = self._site(spec.detector)
         self._fetch([self._reading(spec, {site})])
@@ -229,7 +236,7 @@ class Bench:
 
     def _site(self, spec: DetectorSpec) -> Site:
         """Where the detector reads; it is learned first."""
-        return self._learn(spec).detector.site
+        return self.learned(spec).detector.site
 
     def _latent_site(self, spec: LatentSpec) -> Site:
         """Where the latents are read, with those that are drawn for their null; the SAE is held against the model first."""

@@ -144,9 +144,14 @@ class LearnedDirection:
         card: dict[str, Json] = {"file_digest": spec.file_digest, **_rule(spec.threshold, negatives)}
         return cls(spec, FittedDetector(spec, root, at, found.direction, centre, threshold, card), negatives, draw)
 
+    @property
+    def as_directions(self) -> Directions:
+        """Itself, in the form of its draws."""
+        return as_directions(self.detector.weight, self.detector.centre)
+
     def null_arms(self, read: Activations, suite: Suite, reading_digest: str) -> tuple[Arm, ...]:
         """Its own scores held against shuffled labels, and random directions with the covariance of what is read, within its classes."""
-        like, labels = as_directions(self.detector.weight, self.detector.centre), np.asarray(suite.labels(), dtype=np.bool_)
+        like, labels = self.as_directions, np.asarray(suite.labels(), dtype=np.bool_)
         drawn = self.draw.random_directions(self.spec, like, read.vectors, labels, self.negatives, (reading_digest,)).score(read.vectors)
         if suite.one_class():
             return (drawn,)

@@ -53,8 +53,10 @@ class SideEffectPoint(Record):
 
 
 class SideEffectCurve(Record):
-    """A side effect at each strength."""
+    """A side effect at each strength: a measurement in `samples.parquet`. Of the suite one prompt of each group is taken."""
 
+    id: Digest
+    """SHA-256 of the experiment's spec, the quantity and the suite."""
     quantity: Name
     """`kl` and `loss_change` in nats per token, `repetition_change` and `capability_change` in shares."""
     suite: Name

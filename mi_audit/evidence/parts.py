@@ -63,6 +63,8 @@ class PartRecord(Record):
     """Readings newly used."""
     experiments: tuple[ExperimentRecord, ...] = ()
     """Experiments of this audit, with all side effects that were measured of them so far in this process."""
+    sampled: tuple[Digest, ...] = ()
+    """The measurements that the part has rows of."""
     seconds: dict[Name, Number]
     """Seconds per phase since the part before."""
     cache: dict[Name, Count]

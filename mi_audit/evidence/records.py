@@ -113,6 +113,10 @@ class SuiteRecord(Record):
     """Prompts of the positive class; absent without labels."""
     negatives: Count | None
     """Prompts of the negative class; absent without labels."""
+    origin: Digest | None = None
+    """Digest of the suite that it was cut from in the first place; its own where it was not."""
+    matched: Flag = False
+    """Whether each group of that suite holds both classes, as a topic with its benign counterparts does."""
 
 
 class CurvePoint(Record):
@@ -159,6 +163,8 @@ class DetectorRecord(Record):
     """Number of prompts it was fitted on."""
     fit_groups: Count | None
     """Number of groups it was fitted on."""
+    seen: tuple[Digest, ...] = ()
+    """Digests of the suites that it was made from: fitted, calibrated, chosen or found on."""
     validation_suite: Name | None
     """Suite on which a sweep chose the layer: never one that is claimed on, and possibly a part of the fit suite."""
     curve: tuple[CurvePoint, ...]

@@ -98,8 +98,9 @@ class PartsFolder:
             for folder in sorted(path.parent for path in self._path.glob(f"[!.]*/{_PART}")):
                 record = _read(PartRecord, folder / _PART)
                 samples, tokens = SampleTable(), TokenTable(texts_shown=False)
+                for measurement in record.sampled:
+                    samples.adopt(measurement, parquet.load(_shard(folder, measurement, tables.SAMPLES), columns=None, equal={}))
                 for reading in record.readings:
-                    samples.adopt(reading.id, parquet.load(_shard(folder, reading.id, tables.SAMPLES), columns=None, equal={}))
                     if reading.tokens_error is None:
                         tokens.adopt(reading.id, parquet.load(_shard(folder, reading.id, tables.TOKENS), columns=None, equal={}))
                 yield Part(record, samples, tokens, {file: _detector(folder, file, digest) for file, digest in _files(record)})

@@ -64,10 +64,4 @@ def _shared(seen: Suite, tested: Suite) -> str | None:
 
 def _one_source(one: Suite, other: Suite) -> bool:
     """Whether both were cut from suites with prompts in common, so that a group's name means the same in both."""
-    return not {prompt.digest for prompt in _root(one)}.isdisjoint(prompt.digest for prompt in _root(other))
-
-
-def _root(suite: Suite) -> Suite:
-    while suite.origin is not None:
-        suite = suite.origin
-    return suite
+    return not {prompt.digest for prompt in one.root}.isdisjoint(prompt.digest for prompt in other.root)

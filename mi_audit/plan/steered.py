@@ -10,8 +10,7 @@ from typing import NoReturn
 from mi_audit.errors import PlanError
 from mi_audit.plan.leaks import leak_in
 from mi_audit.plan.steering import DoseQuantity, DoseSpec, SideQuantity, SteerSpec
-from mi_audit.stats.estimate import Estimate
-from mi_audit.stats.levels import NullLevel
+from mi_audit.stats.estimate import Estimate, NullLevel
 from mi_audit.suites.suite import Suite, suite
 
 QUESTIONS = "easy_questions"

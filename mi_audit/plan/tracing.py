@@ -16,8 +16,7 @@ from mi_audit.plan.measurements import AttributionSpec, ClaimSpec, Measured, Op
 from mi_audit.plan.reading import Attributed
 from mi_audit.plan.steering import DoseSpec
 from mi_audit.stats.claim import vacuous
-from mi_audit.stats.estimate import Estimate
-from mi_audit.stats.levels import NullLevel
+from mi_audit.stats.estimate import Estimate, NullLevel
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,11 @@ import numpy as np
 from mi_audit.stats.checks import checked_alpha, checked_values
 
 
+def draws_needed(alpha: float) -> int:
+    """The least number of draws with which p = (k + 1) / (B + 1) can reach alpha: 39 for 0.025."""
+    return math.ceil(round(1.0 / alpha, 9)) - 1
+
+
 @dataclass(frozen=True)
 class Null:
     """The statistic's distribution where there is nothing to find, for instance refitted on labels shuffled within their structure.
@@ -48,8 +53,8 @@ class Null:
 
     @property
     def draws_needed(self) -> int:
-        """The least B with which p can reach alpha: 39 for 0.025."""
-        return math.ceil(round(1.0 / self.alpha, 9)) - 1
+        """The least B with which p can reach alpha."""
+        return draws_needed(self.alpha)
 
     @property
     def passed(self) -> bool:

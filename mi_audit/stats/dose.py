@@ -32,7 +32,7 @@ class Dose:
     Args:
         values: [S, n].
         unsteered: [n], the effect of the same prompts as they are.
-        strengths: [S], ascending, none of them 0.
+        strengths: [S], ascending; none of them 0 where `origin`.
         groups: [n], the names of the clusters that the prompts come in.
         origin: whether `unsteered` is the effect at strength 0: so for an addition; not for a clamp, where a latent held at 0 is not one left alone.
     """
@@ -44,7 +44,7 @@ class Dose:
     origin: bool
 
     def __post_init__(self) -> None:
-        _checked_strengths(self.strengths)
+        _checked_strengths(self.strengths, self.origin)
         _checked("unsteered", self.unsteered, (len(self.groups),))
         _checked("values", self.values, (len(self.strengths), len(self.groups)))
 
@@ -182,10 +182,11 @@ def _outer_over_inner(sizes: Floats, shifts: Floats) -> float | None:
     return float((all_of_it - inner) / (sizes[-1] - sizes[middle]) / (inner / sizes[middle]))
 
 
-def _checked_strengths(strengths: Sequence[float]) -> None:
+def _checked_strengths(strengths: Sequence[float], origin: bool) -> None:
     doses = np.asarray(strengths)
-    if doses.ndim != 1 or doses.dtype.kind not in "fiu" or not len(doses) or not np.isfinite(doses).all() or (doses == 0).any() or (np.diff(doses) <= 0).any():
-        raise StatisticsError(f"strengths must be finite numbers other than 0, ascending and each once, got {strengths!r}.")
+    numbers = doses.ndim == 1 and doses.dtype.kind in "fiu" and len(doses) > 0 and bool(np.isfinite(doses).all())
+    if not numbers or (np.diff(doses) <= 0).any() or (origin and (doses == 0).any()):
+        raise StatisticsError(f"strengths must be finite numbers, ascending and each once, and none of them 0 where that is no steering, got {strengths!r}.")
 
 
 def _checked(name: str, values: Floats, shape: tuple[int, ...]) -> None:

@@ -53,6 +53,24 @@ class Suite:
         return digest.hexdigest()
 
     @property
+    def root(self) -> "Suite":
+        """The suite that this one was cut from in the first place; itself where it was not cut."""
+        suite = self
+        while suite.origin is not None:
+            suite = suite.origin
+        return suite
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether each of its groups holds prompts of both classes, as a topic with its benign counterparts does."""
+        if not self.has_labels:
+            return False
+        seen: dict[str, set[bool]] = {}
+        for group, label in zip(self.groups(), self.labels(), strict=True):
+            seen.setdefault(group, set()).add(label)
+        return all(len(labels) == 2 for labels in seen.values())
+
+    @property
     def parent(self) -> str | None:
         """The name of the suite that this one was derived from."""
         return self.origin.name if self.origin else None
@@ -114,6 +132,13 @@ class Suite:
             raise SuiteError(f"{self._called}: its {len(set(self.groups()))} groups can't be cut in two; add groups")
         kept, apart = ([index for index, held in enumerate(out) if held is side] for side in (False, True))
         return self._derive(kept, f"[all but {share}]"), self._derive(apart, f"[{share}]")
+
+    def one_per_group(self) -> "Suite":
+        """The first prompt of each group, in the suite's order."""
+        first: dict[str, int] = {}
+        for index, prompt in enumerate(self.prompts):
+            first.setdefault(prompt.group, index)
+        return self if len(first) == len(self) else self._derive(tuple(first.values()), "[one per group]")
 
     def head(self, n: int) -> "Suite":
         """At most `n` prompts for a partial run: the same ones each time, spread over labels, splits and groups, in the suite's order."""

@@ -1,0 +1,155 @@
+"""Rows of variants through the model: the effect of each on every prompt."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mi_audit.causal.effect import Effect, OfDetector, OfLogits, OfText
+from mi_audit.causal.rows import Rows
+from mi_audit.causal.tasks import Asked, tokenizer_of
+from mi_audit.detectors.learned import Fitted
+from mi_audit.engine.batches import Ids
+from mi_audit.engine.cache import ActivationCache
+from mi_audit.engine.encoding import encode_all
+from mi_audit.engine.every_token import every_token
+from mi_audit.engine.generating import Sampling, generate
+from mi_audit.engine.progress import Hearer, reporting
+from mi_audit.engine.selection import select
+from mi_audit.engine.variants import Read, read_variants
+from mi_audit.errors import DetectorError
+from mi_audit.plan.digest import Json, digest_of, digest_of_code
+from mi_audit.stats.checks import Floats
+
+if TYPE_CHECKING:
+    from mi_audit.model.loaded import LoadedModel
+
+_CODE: Final = digest_of_code(Path(__file__).parent)
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """The effect on n prompts: `unsteered` [n] of the model as it is, and `values` [B, S, n]."""
+
+    unsteered: Floats
+    values: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class Instrument:
+    """An effect on one model. `key` is everything on which its numbers depend besides prompts and rows; None where nothing of it is kept in the cache.
+    `fitted` is the detector of an effect that is its score."""
+
+    model: "LoadedModel"
+    effect: Effect
+    key: Mapping[str, Json] | None
+    fitted: Fitted | None = None
+    cache: ActivationCache | None = None
+
+    def measure(self, prompts: Sequence[Asked], rows: Rows, progress: Hearer | None = None) -> Measured:
+        """The effect on every prompt of every variant.
+
+        Raises:
+            NotFiniteError: of the first variant whose logits, or what is made of them, are not finite.
+            HookPointError, PromptError, DetectorError: as the passes and the effect.
+        """
+        key = self._key(prompts, rows)
+        shape = (rows.number, len(rows.strengths), len(prompts))
+        if key is not None and self.cache is not None:
+            known = self.cache.tensors(key)
+            if known.keys() == {"unsteered", "values"} and known["values"].shape == shape and known["unsteered"].shape == shape[2:]:
+                return Measured(known["unsteered"], known["values"])
+        found = self._of_texts(prompts, rows, progress) if isinstance(self.effect, OfText) else self._of_passes(prompts, rows, progress)
+        if key is not None and self.cache is not None:
+            self.cache.put(key, {"unsteered": found.unsteered, "values": found.values})
+        return found
+
+    def _key(self, prompts: Sequence[Asked], rows: Rows) -> str | None:
+        if self.key is None:
+            return None
+        asked: list[Json] = [[each.prompt.digest, list(each.ids), list(each.touched), each.answers, *map(str, each.prompt.fields)] for each in prompts]
+        return digest_of({"experiment": dict(self.key), "rows": dict(rows.describe()), "prompts": asked, "code": _CODE})[:40]
+
+    def _of_passes(self, prompts: Sequence[Asked], rows: Rows, progress: Hearer | None) -> Measured:
+        unsteered, values = np.empty(len(prompts)), np.empty((rows.number * len(rows.strengths), len(prompts)))
+        with reporting(progress, len(prompts), sum(len(each.ids) for each in prompts)):
+            for number, each in enumerate(prompts):
+                unsteered[number], values[:, number] = self._of_prompt(each, rows)
+                if progress is not None:
+                    progress.advance(1, len(each.ids))
+        return Measured(unsteered, values.reshape(rows.number, len(rows.strengths), len(prompts)))
+
+    def _of_prompt(self, each: Asked, rows: Rows) -> tuple[float, Floats]:
+        if isinstance(self.effect, OfDetector):
+            base, found = self._read(each.ids, each.touched, rows, self._scores(each))
+            return float(base[0]), found[:, 0].numpy()
+        effect = self.effect
+        assert isinstance(effect, OfLogits)
+        tokenize, continuations = tokenizer_of(self.model), effect.continuations(each.prompt)
+        parts = []
+        for text in continuations:
+            answer = tokenize(text)
+            if text and not answer:
+                raise DetectorError(f"prompt {each.prompt.id!r}: the answer {text!r} has no tokens for this model's tokenizer")
+            ids, touched, positions = each.followed_by(answer)
+
+            def values(logits_RKV: Tensor, base_KV: Tensor, answer: tuple[int, ...] = answer) -> Tensor:
+                part = effect.part(logits_RKV, answer)
+                return (effect.value(part[None], each.prompt) if len(continuations) == 1 else part)[:, None]
+
+            parts.append(self._read(ids, touched, rows, Read(positions, values)))
+        if len(parts) == 1:
+            ((base, found),) = parts
+            return float(base[0]), found[:, 0].numpy()
+        unsteered = effect.value(torch.stack([base for base, _ in parts]), each.prompt)
+        return float(unsteered[0]), effect.value(torch.stack([found[:, 0] for _, found in parts]), each.prompt).numpy()
+
+    def _read(self, ids: tuple[int, ...], touched: tuple[int, ...], rows: Rows, read: Read) -> tuple[Tensor, Tensor]:
+        every = torch.arange(rows.number * len(rows.strengths))
+        return read_variants(self.model, ids, touched, rows.places, len(every), lambda part: rows.interventions(every[part]), read)
+
+    def _scores(self, each: Asked) -> Read:
+        """The detector's own score, at the tokens that it names."""
+        fitted = self.fitted
+        assert fitted is not None
+        (encoded,) = encode_all(self.model, [each.prompt], self.cache)
+        positions = list(select(encoded, fitted.spec.tokens, each.prompt))
+        if len(positions) > 1:
+            (tokens,) = every_token(self.model, [encoded], fitted.at, cache=self.cache)
+            positions = [position for position in positions if not tokens.sinks[position]]
+
+        def values(acts_RKD: Tensor, base_KD: Tensor) -> Tensor:
+            flat = acts_RKD.flatten(end_dim=1).double().cpu().numpy()
+            scores = torch.from_numpy(fitted.score_tokens(flat)).reshape(acts_RKD.shape[:2])
+            return (scores.amax(dim=1) if fitted.pooling == "max" else scores.mean(dim=1))[:, None]
+
+        return Read(tuple(positions), values, fitted.at)
+
+    def _of_texts(self, prompts: Sequence[Asked], rows: Rows, progress: Hearer | None) -> Measured:
+        assert isinstance(self.effect, OfText)
+        every = rows.number * len(rows.strengths)
+        texts = written(self.model, prompts, rows, self.effect.max_new_tokens, progress)
+        numbers = np.array([[self.effect.value(text, each.prompt) for text, each in zip(row, prompts, strict=True)] for row in texts])
+        if not np.isfinite(numbers).all():
+            raise DetectorError(f"the effect of a text after prompt {prompts[int(np.argmin(np.isfinite(numbers).all(axis=0)))].prompt.id!r} is not finite")
+        return Measured(numbers[every], numbers[:every].reshape(rows.number, len(rows.strengths), len(prompts)))
+
+
+def written(model: "LoadedModel", prompts: Sequence[Asked], rows: Rows, max_new_tokens: int, progress: Hearer | None = None) -> list[list[str]]:
+    """What the model writes after every prompt, greedily, in every variant and, last, as it is: [variants + 1][n]."""
+    found = generated(model, prompts, rows, max_new_tokens, progress)
+    return [[model.tokenizer.decode(ids, skip_special_tokens=True) for ids in row] for row in found]
+
+
+def generated(model: "LoadedModel", prompts: Sequence[Asked], rows: Rows, max_new_tokens: int, progress: Hearer | None = None) -> list[list[Ids]]:
+    """The tokens of `written`."""
+    ids, touched = [each.ids for each in prompts], [each.touched for each in prompts]
+    answers, sampling = any(each.answers for each in prompts), Sampling(max_new_tokens)
+    changed = generate(
+        model, ids, touched, rows.number * len(rows.strengths), rows.interventions, rows.places, sampling, on_generated=answers, progress=progress
+    )
+    return [*changed, *generate(model, ids, [()] * len(ids), 1, lambda _: (), (), sampling, on_generated=False)]

@@ -1,0 +1,84 @@
+"""What an experiment gave."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from mi_audit.causal.handles import Handle
+from mi_audit.plan.places import At
+from mi_audit.plan.steering import SteerSpec
+from mi_audit.stats.checks import Floats
+from mi_audit.stats.dose import Dose, contrasts_of
+from mi_audit.suites.suite import Suite
+
+
+@dataclass(frozen=True)
+class Written:
+    """What the model wrote after a prompt, at a strength (None: as it is)."""
+
+    prompt: str
+    strength: float | None
+    text: str
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The same experiment at another layer: the effect [S, n] at each strength."""
+
+    at: At
+    values: Floats
+
+
+@dataclass(frozen=True, eq=False)
+class ExperimentData:
+    """An experiment on the n prompts of `suite` (what was taken of it, after any limit).
+
+    Attributes:
+        spec: what was asked for.
+        suite: its prompts.
+        handle: what was pushed on.
+        strengths: those that were measured, S of them, ascending; the others are in `failed`.
+        unsteered: the effect [n] of the model as it is.
+        values: the effect [S, n] with the change.
+        nulls: for each null, of its draws [B, S, n].
+        direct: the effect [S, n] where the vector is added behind the last block; None where that is not defined.
+        failed: why nothing was measured at a strength.
+        passed: how it was computed.
+        written: texts after a few prompts.
+        profile: other layers.
+        error: why it was not finished; `nulls` and what comes after them may then be missing.
+    """
+
+    spec: SteerSpec
+    suite: Suite
+    handle: Handle
+    strengths: tuple[float, ...]
+    unsteered: Floats
+    values: Floats
+    nulls: Mapping[str, Floats]
+    direct: Floats | None
+    failed: Mapping[float, str]
+    passed: str
+    written: tuple[Written, ...] = ()
+    profile: tuple[Layer, ...] = ()
+    error: str | None = None
+
+    @property
+    def dose(self) -> Dose:
+        """For the estimates."""
+        return self.dose_of(self.values)
+
+    def moved(self, quantity: str, strength: float | None) -> Floats:
+        """How far each prompt's effect moves [n]: at a strength, or per unit of strength, by least squares; of a reversal, between both ends."""
+        shifts = self.values - self.unsteered
+        if strength is not None:
+            return np.asarray(shifts[self.strengths.index(strength)])
+        if quantity == "sign_reversal":
+            return np.asarray(shifts[-1] - shifts[0])
+        (weights,) = contrasts_of("slope", self.strengths, None, self.spec.origin)
+        return np.asarray(weights @ shifts)
+
+    def dose_of(self, values: Floats) -> Dose:
+        """As `dose`, of other effects [S, n] on the same prompts."""
+        return Dose(values, self.unsteered, self.strengths, self.suite.groups(), self.spec.origin)
