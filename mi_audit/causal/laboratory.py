@@ -25,7 +25,7 @@ from mi_audit.model.audited import AuditedModel
 from mi_audit.plan.latents import LatentSpec
 from mi_audit.plan.measurements import Measured
 from mi_audit.plan.places import At, Tokens
-from mi_audit.plan.steering import DoseSpec, SideQuantity, SteerSpec
+from mi_audit.plan.steering import DoseSpec, SideQuantity, SteerSpec, is_dose
 from mi_audit.plugins import active
 from mi_audit.stats.checks import Floats
 from mi_audit.stats.controls import Controls
@@ -112,7 +112,7 @@ class Laboratory:
     def _dose(self, spec: DoseSpec) -> Estimate:
         made = self.experiment(spec.reading)
         self._require(made, spec)
-        assert spec.quantity not in ("kl", "loss_change", "repetition_change", "capability_change")
+        assert is_dose(spec.quantity)
         dose, decisive = made.dose, made.nulls.get(SHUFFLED, next(iter(made.nulls.values()), None))
         if spec.over_null:
             if decisive is None:
@@ -125,7 +125,7 @@ class Laboratory:
 
     def _side_effect(self, spec: DoseSpec) -> Estimate:
         assert spec.neutral is not None and spec.strength is not None
-        assert spec.quantity in ("kl", "loss_change", "repetition_change", "capability_change")
+        assert not is_dose(spec.quantity)
         made = self.experiment(spec.reading)
         self._require(made, spec)
         key = (spec.reading, spec.quantity, spec.neutral)
@@ -205,7 +205,8 @@ class Laboratory:
             return None
         assert isinstance(made.handle, Vectors)
         rows = Additions(last, made.handle.own[None], made.strengths, spec.unit)
-        return instrument.measure(prompts, rows).values[0]
+        found: Floats = instrument.measure(prompts, rows).values[0]
+        return found
 
     def _written(self, made: ExperimentData, model: "LoadedModel", prompts: list[Asked]) -> tuple[Written, ...]:
         chosen = stream(self._seed, "written", made.spec.digest).choice(len(prompts), min(SHOWN, len(prompts)), replace=False)
@@ -223,9 +224,8 @@ class Laboratory:
         layers = []
         for depth in made.spec.profile:
             at = At(made.handle.at.point, depth=depth).in_model(self._model.n_layers)
-            detector = made.spec.detector
-            again = replace(made.spec, detector=replace(detector, at=at), controls=False) if hasattr(detector, "at") else replace(made.spec, controls=False)
-            handle = self._handle(again, made.suite) if hasattr(detector, "at") else replace(made.handle, at=at, nulls={})
+            again = replace(made.spec, detector=made.spec.detector.moved_to(at), controls=False)
+            handle = self._handle(again, made.suite)
             taken = asked(model, made.suite.prompts, made.spec.tokens, at, self._bench.cache)
             rows = _rows(again, handle, _own(handle), made.strengths, model)
             layers.append(Layer(at, instrument.measure(taken, rows, self._titled(f"layer {at.layer}, {detector.name}")).values[0]))

@@ -11,6 +11,8 @@ from typing import Final, TypeVar
 import pyarrow as pa
 
 from mi_audit.errors import EvidenceError
+from mi_audit.evidence.climbing import ladders
+from mi_audit.evidence.experiments import ExperimentRecord
 from mi_audit.evidence.fields import Record
 from mi_audit.evidence.outcome import exit_code
 from mi_audit.evidence.parts import AuditOutline, Outline, Part
@@ -74,19 +76,24 @@ def assemble(outline: Outline, parts: Iterable[Part], broken: Sequence[str] = ()
     verdict = Verdict.ERROR if broken else Verdict.worst([audit.verdict for audit in audits])
     partial = (*outline.partial, *(f"{path} could not be collected" for path in broken))
     readings = _found(gathered.readings, (claim.reading for claim in claims))
-    detectors = _found(gathered.detectors, (reading.detector_digest for reading in readings))
+    experiments = sorted(gathered.experiments.values(), key=lambda each: (each.detector, each.suite, each.id))
+    detectors = _found(gathered.detectors, (each.detector_digest for each in (*readings, *experiments)))
+    suites = sorted(gathered.suites.values(), key=lambda suite: (suite.name, suite.digest))
     samples, tokens = SampleTable(), TokenTable(texts_shown=outline.texts_shown)
+    for measurement in (*(reading.id for reading in readings), *(name for each in experiments for name in each.measurements)):
+        samples.adopt(measurement, gathered.samples[measurement])
     for reading in readings:
-        samples.adopt(reading.id, gathered.samples[reading.id])
         if reading.tokens_error is None:
             tokens.adopt(reading.id, gathered.tokens[reading.id])
     run = RunRecord(
         plan=outline.plan,
         model=gathered.model,
         plugins=outline.plugins,
-        suites=tuple(sorted(gathered.suites.values(), key=lambda suite: (suite.name, suite.digest))),
+        suites=tuple(suites),
         detectors=tuple(detectors),
         readings=tuple(readings),
+        experiments=tuple(experiments),
+        ladders=ladders(detectors, suites, experiments, claims),
         audits=tuple(audits),
         claims=tuple(claims),
         verdict=verdict,
@@ -105,6 +112,7 @@ class _Gathered:
     audits: dict[int, AuditRecord] = field(default_factory=dict)
     claims: dict[str, ClaimRecord] = field(default_factory=dict)
     readings: dict[str, ReadingRecord] = field(default_factory=dict)
+    experiments: dict[str, ExperimentRecord] = field(default_factory=dict)
     detectors: dict[str, DetectorRecord] = field(default_factory=dict)
     suites: dict[str, SuiteRecord] = field(default_factory=dict)
     samples: dict[str, pa.Table] = field(default_factory=dict)
@@ -125,6 +133,8 @@ class _Gathered:
             self.detectors[detector.digest] = _agreed(f"the detector {detector.name}", self.detectors.get(detector.digest), detector)
         for reading in record.readings:
             self._take_reading(reading, part.samples.readings[reading.id], part.tokens.readings.get(reading.id))
+        for experiment in record.experiments:
+            self._take_experiment(experiment, part.samples.readings)
         for suite in record.suites:
             self.suites[suite.digest] = min(self.suites.get(suite.digest, suite), suite, key=lambda one: (one.name, one.source))
         self.files.update(part.files)
@@ -142,6 +152,20 @@ class _Gathered:
         if tokens is not None:
             self.tokens[reading.id] = _agreed_rows(what, self.tokens.get(reading.id), tokens)
         self.readings[reading.id] = min(known or reading, reading, key=lambda one: one.tokens_error or "")
+
+    def _take_experiment(self, experiment: ExperimentRecord, samples: Mapping[str, pa.Table]) -> None:
+        """An experiment, with the side effects that either process measured; one that was broken off in one process and finished in another is finished."""
+        what, known = f"the experiment on {experiment.detector} and {experiment.suite}", self.experiments.get(experiment.id)
+        finished = [each for each in (known, experiment) if each is not None and each.error is None]
+        if len(finished) == 2:
+            _agreed(what, *(each.model_copy(update={"side_effects": ()}) for each in finished))
+        taken = finished[0] if finished else known or experiment
+        curves = {curve.id: curve for each in (known, experiment) if each is not None for curve in each.side_effects}
+        self.experiments[experiment.id] = taken.model_copy(update={"side_effects": tuple(sorted(curves.values(), key=lambda each: (each.quantity, each.id)))})
+        for name in experiment.measurements:
+            if name in samples:
+                replaces = name == experiment.id and (known is None or (known.error is not None and experiment.error is None))
+                self.samples[name] = samples[name] if replaces else _agreed_rows(what, self.samples.get(name), samples[name])
 
 
 def _agreed(what: str, known: _Kind | None, record: _Kind) -> _Kind:

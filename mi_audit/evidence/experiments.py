@@ -154,3 +154,13 @@ class ExperimentRecord(Record):
     """The same at other layers."""
     error: Text | None
     """Why it was not finished; what is here was measured before that."""
+
+    @property
+    def measurements(self) -> tuple[str, ...]:
+        """What `samples.parquet` calls it and its side effects."""
+        return (self.id, *(curve.id for curve in self.side_effects))
+
+    @property
+    def measured(self) -> int:
+        """Strengths at which something was measured."""
+        return sum(point.failed is None for point in self.points)

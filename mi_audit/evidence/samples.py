@@ -164,7 +164,7 @@ class SampleTable:
 
 
 def check_rows(detector_rows: pa.Table, run: RunRecord) -> None:
-    """Refuse a sample table that does not hold one score of the detector for each prompt of each reading.
+    """Refuse a sample table that does not hold one score of the detector for each prompt of each reading, and in an experiment for each strength too.
 
     Args:
         detector_rows: the column `measurement` of the rows whose arm is the detector.
@@ -178,6 +178,11 @@ def check_rows(detector_rows: pa.Table, run: RunRecord) -> None:
     for reading in run.readings:
         if found.pop(reading.id, 0) != reading.n:
             raise EvidenceError(f"the sample table contradicts the records: it has not the {reading.n} scores of the reading {reading.id}, one a prompt")
+    for experiment in run.experiments:
+        conditions = 1 + experiment.measured
+        for name, n in ((experiment.id, experiment.n), *((curve.id, curve.n) for curve in experiment.side_effects)):
+            if found.pop(name, 0) != n * conditions:
+                raise EvidenceError(f"the sample table contradicts the records: it has not the {n} × {conditions} numbers of the experiment {experiment.id}")
     if found:
         raise EvidenceError(f"the sample table contradicts the records: it has scores of the reading {str(min(found))[:80]!r}, which is not recorded")
 

@@ -5,7 +5,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -81,6 +81,14 @@ class DetectorSpec(ABC):
             PlanError: a layer that the model does not have, or too few to choose from.
         """
 
+    def moved_to(self, at: At) -> "DetectorSpec":
+        """The same detector at another place, its layer absolute.
+
+        Raises:
+            PlanError: it can only be where it is.
+        """
+        raise PlanError(f"{self.name}: a {self.kind} can only be where it is")
+
     @abstractmethod
     def _own(self) -> dict[str, Json]:
         """What only this kind has to say in its description."""
@@ -129,6 +137,10 @@ class _Placed(DetectorSpec):
     def places(self, n_layers: int, usable: Sequence[int | None]) -> tuple[At, ...]:
         """Its one place; see `DetectorSpec.places`."""
         return (self.at.in_model(n_layers),)
+
+    def moved_to(self, at: At) -> "DetectorSpec":
+        """See `DetectorSpec.moved_to`."""
+        return replace(self, at=at)
 
 
 @dataclass(frozen=True)

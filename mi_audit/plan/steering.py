@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final, Literal, get_args
+from typing import Final, Literal, TypeGuard, get_args
 
 from mi_audit.errors import PlanError, SuiteError
 from mi_audit.plan.detectors import DetectorSpec, describe_suite
@@ -28,6 +28,12 @@ addition); the prompt's tokens without attention sinks; or both."""
 
 DoseQuantity = Literal["slope", "change", "smallest_step", "sign_reversal"]
 SideQuantity = Literal["kl", "loss_change", "repetition_change", "capability_change"]
+
+
+def is_dose(quantity: DoseQuantity | SideQuantity) -> TypeGuard[DoseQuantity]:
+    """Whether it is a quantity of the effect, not of what else changes."""
+    return quantity in get_args(DoseQuantity)
+
 
 MOST_STRENGTHS: Final = 32
 MOST_LAYERS: Final = 64
@@ -139,6 +145,8 @@ def steer_spec(
     if chosen == "sd" and detector.fit is None:
         raise PlanError(f"{where}: unit='sd' is that of the scores on the suite that the detector is fitted on, and it has none; use 'vector' or 'norm'")
     doses = _strengths(strengths, where, zero=is_latent)
+    if is_latent and tuple(profile):
+        raise PlanError(f"{where}: latents are those of one layer's SAE; leave profile= out")
     return SteerSpec(detector, suite, effect, "clamp" if is_latent else "add", doses, chosen, _tokens(tokens, where), False, _depths(profile, where), controls)  # type: ignore[arg-type]
 
 

@@ -48,6 +48,10 @@ class SweepSpec(DetectorSpec):
                 raise PlanError(f"{self.name} is swept over {other} and {asked}, which in this model of {n_layers} layers are one; leave one out")
         return tuple(chosen)
 
+    def moved_to(self, at: At) -> ProbeSpec:
+        """Its probe at one place."""
+        return ProbeSpec(name=self.name, tokens=self.tokens, threshold=self.threshold, method=self.method, fit=self.fit, at=at)
+
     def parts(self, seed: int) -> tuple[Suite, Suite]:
         """What the probe is fitted on at every layer, and what scores it there; without a validation suite these are two parts of the fit suite.
 

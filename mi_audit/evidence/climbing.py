@@ -1,0 +1,153 @@
+"""The evidence ladder, climbed: which rungs the claims of a run show for each detector.
+
+The criteria are fixed. A claim counts where it is about the instrument and passed. **read**: a claim that the detector tells the classes apart, above its
+nulls, and above every baseline that was held against it. **selective**: it stays under its threshold on a suite without positives, and on benign prompts of the
+very topics, or tells the classes apart where every topic holds both. **causal**: of one experiment that adds or clamps, the effect beats its null; it goes both
+ways (a sign reversal, or the opposite by an ablation of the same detector); and its divergence on neutral text is bounded at its lowest and its highest strength.
+**general**: all of these on suites of which nothing took part in making the detector. **mechanistic** is not assessed.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mi_audit.evidence.experiments import ExperimentRecord
+from mi_audit.evidence.ladder import LadderRecord, RungRecord
+from mi_audit.evidence.records import ClaimRecord, DetectorRecord, SuiteRecord
+from mi_audit.stats.claim import DISCRIMINATING, needs_null
+from mi_audit.stats.verdict import Verdict
+
+
+def ladders(
+    detectors: Sequence[DetectorRecord], suites: Sequence[SuiteRecord], experiments: Sequence[ExperimentRecord], claims: Sequence[ClaimRecord]
+) -> tuple[LadderRecord, ...]:
+    """The ladder of each detector about which a claim was decided."""
+    of_suite = {suite.digest: suite for suite in suites}
+    climbed = []
+    for detector in detectors:
+        own = [claim for claim in claims if claim.detector_digest == detector.digest]
+        if own:
+            passed = [claim for claim in own if claim.about == "instrument" and claim.verdict is Verdict.PASS]
+            made = {each.id: each for each in experiments if each.detector_digest == detector.digest}
+            climbed.append(LadderRecord(detector=detector.name, detector_digest=detector.digest, rungs=_rungs(_Shown(detector, of_suite, made, passed))))
+    return tuple(climbed)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The claims that show something, or what is missing for it."""
+
+    claims: tuple[ClaimRecord, ...] = ()
+    missing: str = ""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """What the passed claims about one detector show."""
+
+    detector: DetectorRecord
+    suites: dict[str, SuiteRecord]
+    experiments: dict[str, ExperimentRecord]
+    claims: Sequence[ClaimRecord]
+
+    def elsewhere(self) -> "_Shown":
+        """Only what was measured on suites of which nothing took part in making the detector."""
+        seen = {self._origin(digest) for digest in self.detector.seen}
+        return _Shown(self.detector, self.suites, self.experiments, [claim for claim in self.claims if self._origin(claim.suite_digest) not in seen])
+
+    def read(self) -> _Found:
+        telling = [claim for claim in self._of_readings() if claim.quantity in DISCRIMINATING and claim.op in (">=", ">")]
+        if not telling:
+            return _Found(missing="no claim that passed shows that it tells its classes apart")
+        above = [claim for claim in telling if all(other.difference_low > 0 for other in claim.baselines)]
+        held = [claim for claim in above if claim.baselines] or above
+        if held:
+            return _Found(tuple(held))
+        beaten = sorted({other.name for claim in telling for other in claim.baselines if other.difference_low <= 0})
+        return _Found(missing=f"it tells its classes apart, but is not shown to do so better than what sees no internals: {', '.join(beaten)}")
+
+    def selective(self) -> _Found:
+        quiet = [claim for claim in self._of_readings() if claim.quantity == "rate" and claim.op in ("<=", "<") and not claim.n_positive]
+        if not quiet:
+            return _Found(missing="no claim that passed shows that it stays quiet on benign prompts (rate() <= … on a suite without positives)")
+        matched = [claim for claim in (*quiet, *self.read().claims) if self._is_matched(claim.suite_digest)]
+        if not matched:
+            return _Found(missing="no claim that passed is about benign prompts of the same topics (a suite each of whose groups holds both classes)")
+        return _Found(tuple(dict.fromkeys((*quiet, *matched))))
+
+    def causal(self) -> _Found:
+        """Of the experiments the one that shows most."""
+        if not self.experiments:
+            return _Found(missing="no experiment was made with it (model.steer, model.ablate)")
+        tried = [self._caused_by(each) for each in self.experiments.values() if each.action != "project_out" and not _is_ablation(each)]
+        if not tried:
+            return _Found(missing="it was ablated, but not steered along (model.steer)")
+        return max(tried, key=lambda found: (not found.missing, len(found.claims)))
+
+    def _caused_by(self, experiment: ExperimentRecord) -> _Found:
+        own = [claim for claim in self.claims if claim.reading == experiment.id]
+        where = f"on {experiment.suite}"
+        moved = [claim for claim in own if _beats_its_null(claim)]
+        if not moved:
+            return _Found(missing=f"no claim that passed shows that the effect of it {where} beats that of directions with nothing to find")
+        back = [claim for claim in moved if claim.quantity == "sign_reversal"] or [
+            claim
+            for claim in self.claims
+            if claim.reading in self.experiments
+            and _is_ablation(self.experiments[claim.reading])
+            and _beats_its_null(claim)
+            and (claim.op in (">=", ">")) != (moved[0].op in (">=", ">"))
+        ]
+        if not back:
+            return _Found(tuple(moved), f"no claim that passed shows that it works both ways {where} (sign_reversal(), or an ablation that does the opposite)")
+        ends = {experiment.points[0].strength, experiment.points[-1].strength}
+        bounded = [claim for claim in own if claim.quantity == "kl" and claim.op in ("<=", "<") and claim.strength in ends]
+        if {claim.strength for claim in bounded} != ends:
+            lacking = " and ".join(f"{strength:g}" for strength in sorted(ends - {claim.strength for claim in bounded}))
+            return _Found((*moved, *back), f"no claim that passed bounds its divergence on neutral text at {lacking} (at(…).side_effects().kl() <= …)")
+        return _Found(tuple(dict.fromkeys((*moved, *back, *bounded))))
+
+    def _of_readings(self) -> list[ClaimRecord]:
+        return [claim for claim in self.claims if claim.reading not in self.experiments]
+
+    def _origin(self, digest: str) -> str:
+        suite = self.suites.get(digest)
+        return digest if suite is None or suite.origin is None else suite.origin
+
+    def _is_matched(self, digest: str) -> bool:
+        return digest in self.suites and self.suites[digest].matched
+
+
+def _rungs(shown: _Shown) -> tuple[RungRecord, ...]:
+    elsewhere = shown.elsewhere()
+    rungs = [("read", shown.read()), ("selective", shown.selective()), ("causal", shown.causal()), ("general", _general(elsewhere))]
+    records, below = [], ""
+    for name, found in rungs:
+        missing = found.missing or (f"the rung below it is missing: {below}" if below else "")
+        why = missing or f"shown by {_listed(found.claims)}"
+        records.append(_rung(name, "not reached" if missing else "reached", why, () if missing else found.claims))
+        below = below or (name if missing else "")
+    return (*records, _rung("mechanistic", "not assessed", "no circuit of named components was looked for", ()))
+
+
+def _general(elsewhere: _Shown) -> _Found:
+    parts = [elsewhere.read(), elsewhere.selective(), elsewhere.causal()]
+    lacking = next((part.missing for part in parts if part.missing), "")
+    if lacking:
+        return _Found(missing=f"on suites that took no part in making it, {lacking}")
+    return _Found(tuple(dict.fromkeys(claim for part in parts for claim in part.claims)))
+
+
+def _rung(name: str, reached: str, why: str, claims: Iterable[ClaimRecord]) -> RungRecord:
+    return RungRecord.model_validate({"name": name, "reached": reached, "why": why, "claims": tuple(claim.id for claim in claims)})
+
+
+def _beats_its_null(claim: ClaimRecord) -> bool:
+    return needs_null(claim.quantity, claim.op, claim.threshold) and any(null.decides and null.passed for null in claim.nulls)
+
+
+def _is_ablation(experiment: ExperimentRecord) -> bool:
+    return experiment.action == "project_out" or [point.strength for point in experiment.points] == [0.0]
+
+
+def _listed(claims: Sequence[ClaimRecord]) -> str:
+    return ", ".join(claim.id for claim in claims)
