@@ -86,8 +86,8 @@ class Auditor:
             on: a suite that shares no prompt or group with what the detector has seen.
             strengths: α, of either sign. 0, the model as it is, is always measured.
             effect: one of `mi.effects`.
-            unit: what α = 1 adds: "vector", the vector itself (of a fitted detector, from the mean of its negatives to that of its positives along its direction);
-                "norm", as long as each token's own activation; "sd", a standard deviation of its scores within the classes. Of latents it is "max".
+            unit: what α = 1 adds: "vector", the vector itself (of a fitted detector, from the mean of its negatives to that of its positives along its
+                direction); "norm", as long as each token's own activation; "sd", a standard deviation of its scores within the classes. Of latents it is "max".
             tokens: which tokens are touched: "generated" (the prompt's last, from which the first generated token is predicted, and each that is generated),
                 "prompt" (its tokens without attention sinks), "all" (both), `mi.span(…)` or `mi.last_of(…)`.
             profile: depths at which the same is done for the report, to show where the handle works.

@@ -142,7 +142,7 @@ class Instrument:
 def written(model: "LoadedModel", prompts: Sequence[Asked], rows: Rows, max_new_tokens: int, progress: Hearer | None = None) -> list[list[str]]:
     """What the model writes after every prompt, greedily, in every variant and, last, as it is: [variants + 1][n]."""
     found = generated(model, prompts, rows, max_new_tokens, progress)
-    return [[model.tokenizer.decode(ids, skip_special_tokens=True) for ids in row] for row in found]
+    return [[str(model.tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in row] for row in found]
 
 
 def generated(model: "LoadedModel", prompts: Sequence[Asked], rows: Rows, max_new_tokens: int, progress: Hearer | None = None) -> list[list[Ids]]:

@@ -21,7 +21,7 @@ Latents = tuple[int, ...]
 
 @dataclass(frozen=True, eq=False)
 class Vectors:
-    """What a strength of 1 adds at a hook point: `own` [width], and for each null draws [B, width] of equal length. With the unit "norm" lengths don't count."""
+    """What a strength of 1 adds at a hook point: `own` [width], and for each null draws [B, width] of equal length; with the unit "norm" no length counts."""
 
     at: At
     own: Floats
@@ -35,8 +35,8 @@ class Vectors:
 
 @dataclass(frozen=True, eq=False)
 class Clamps:
-    """Latents of an SAE with what each is set to at a strength of 1: `own`, with their `highest` values [m] on a corpus; for each null, draws of as many others,
-    set to the same values."""
+    """Latents of an SAE with what each is set to at a strength of 1: `own`, with their `highest` values [m] on a corpus; for each null, draws of as many
+    others, set to the same values."""
 
     at: At
     sae: SaeSpec
@@ -56,8 +56,8 @@ Handle = Vectors | Clamps
 def vectors_of(spec: SteerSpec, learned: LearnedProbe | LearnedDirection, acts: Floats | None, alpha: float, seed: int) -> Vectors:
     """The vectors of a fitted detector or of a direction.
 
-    Of the nulls of a fitted detector there are as many draws as alpha needs: its own method on shuffled labels, and directions with the covariance of the fitted
-    activations within the classes. A direction that was found elsewhere has the latter, of the activations `acts` [n, width] of the prompts that are steered.
+    Of the nulls of a fitted detector there are as many draws as alpha needs: its own method on shuffled labels, and directions with the covariance of the
+    fitted activations within the classes. A direction that was found elsewhere has the latter, of the activations `acts` [n, width] of the prompts steered.
 
     Raises:
         DetectorError: a fitted detector that does not put its positives above its negatives, so that nothing says where its vector points to.

@@ -25,7 +25,7 @@ from mi_audit.model.audited import AuditedModel
 from mi_audit.plan.latents import LatentSpec
 from mi_audit.plan.measurements import Measured
 from mi_audit.plan.places import At, Tokens
-from mi_audit.plan.steering import DoseSpec, SideQuantity, SteerSpec, is_dose
+from mi_audit.plan.steering import DoseSpec, SideQuantity, SteerSpec, is_dose, is_side
 from mi_audit.plugins import active
 from mi_audit.stats.checks import Floats
 from mi_audit.stats.controls import Controls
@@ -125,7 +125,7 @@ class Laboratory:
 
     def _side_effect(self, spec: DoseSpec) -> Estimate:
         assert spec.neutral is not None and spec.strength is not None
-        assert not is_dose(spec.quantity)
+        assert is_side(spec.quantity)
         made = self.experiment(spec.reading)
         self._require(made, spec)
         key = (spec.reading, spec.quantity, spec.neutral)
@@ -228,7 +228,7 @@ class Laboratory:
             handle = self._handle(again, made.suite)
             taken = asked(model, made.suite.prompts, made.spec.tokens, at, self._bench.cache)
             rows = _rows(again, handle, _own(handle), made.strengths, model)
-            layers.append(Layer(at, instrument.measure(taken, rows, self._titled(f"layer {at.layer}, {detector.name}")).values[0]))
+            layers.append(Layer(at, instrument.measure(taken, rows, self._titled(f"layer {at.layer}, {made.spec.detector.name}")).values[0]))
         return tuple(layers)
 
     def _handle(self, spec: SteerSpec, suite: Suite) -> Handle:

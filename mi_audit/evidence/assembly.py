@@ -77,7 +77,7 @@ def assemble(outline: Outline, parts: Iterable[Part], broken: Sequence[str] = ()
     partial = (*outline.partial, *(f"{path} could not be collected" for path in broken))
     readings = _found(gathered.readings, (claim.reading for claim in claims))
     experiments = sorted(gathered.experiments.values(), key=lambda each: (each.detector, each.suite, each.id))
-    detectors = _found(gathered.detectors, (each.detector_digest for each in (*readings, *experiments)))
+    detectors = _found(gathered.detectors, [*(reading.detector_digest for reading in readings), *(each.detector_digest for each in experiments)])
     suites = sorted(gathered.suites.values(), key=lambda suite: (suite.name, suite.digest))
     samples, tokens = SampleTable(), TokenTable(texts_shown=outline.texts_shown)
     for measurement in (*(reading.id for reading in readings), *(name for each in experiments for name in each.measurements)):

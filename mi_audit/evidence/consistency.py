@@ -5,9 +5,11 @@ from collections.abc import Iterable, Iterator
 
 from mi_audit.config import USUAL_ALPHA
 from mi_audit.errors import EvidenceError
+from mi_audit.evidence.climbing import ladders
+from mi_audit.evidence.experiments import ExperimentRecord
 from mi_audit.evidence.outcome import exit_code
 from mi_audit.evidence.records import SCHEMA_VERSION, AuditRecord, ClaimRecord, DetectorRecord, ReadingRecord, RunRecord
-from mi_audit.stats.claim import DISCRIMINATING
+from mi_audit.stats.claim import DISCRIMINATING, SIDE_EFFECTS, needs_null
 from mi_audit.stats.verdict import Verdict
 
 
@@ -33,6 +35,9 @@ def _problems(run: RunRecord) -> Iterator[str]:
         yield from _claim(claim, run)
     yield from _precision(run)
     yield from _saes(run)
+    yield from _experiments(run)
+    if run.ladders != ladders(run.detectors, run.suites, run.experiments, run.claims):
+        yield "its evidence ladders are not those that its claims give"
     yield from _instruments(run)
     for audit in run.audits:
         yield from _audit(audit, claims)
@@ -56,19 +61,21 @@ def _references(run: RunRecord) -> Iterator[str]:
     yield from _twice("suite", (suite.digest for suite in run.suites))
     detectors = {detector.digest for detector in run.detectors}
     suites = {suite.digest for suite in run.suites}
-    readings = {reading.id: reading for reading in run.readings}
+    yield from _twice("experiment", (experiment.id for experiment in run.experiments))
+    measured: dict[str, ReadingRecord | ExperimentRecord] = {reading.id: reading for reading in run.readings}
+    measured |= {experiment.id: experiment for experiment in run.experiments}
     for reading in run.readings:
         if reading.detector_digest not in detectors:
             yield f"reading {reading.id} uses the detector {reading.detector!r}, which is not recorded"
         if reading.suite_digest not in suites:
             yield f"reading {reading.id} uses the suite {reading.suite!r}, which is not recorded"
     for claim in run.claims:
-        read = readings.get(claim.reading)
+        read = measured.get(claim.reading)
         if read is None:
-            yield f"claim {claim.id} rests on the reading {claim.reading}, which is not recorded"
+            yield f"claim {claim.id} rests on the measurement {claim.reading}, which is not recorded"
         elif _subject(read) != _subject(claim):
             yield f"claim {claim.id} names another detector or suite than its reading"
-        elif claim.n is not None and claim.n > read.n:
+        elif claim.n is not None and claim.on is None and claim.n > read.n:
             yield f"claim {claim.id} counts {claim.n} prompts, its reading {read.n}"
     made = [(claim.id, claim.audit) for claim in run.claims]
     listed = [(claim, audit.id) for audit in run.audits for claim in audit.claims]
@@ -77,7 +84,7 @@ def _references(run: RunRecord) -> Iterator[str]:
         yield f"claim {odd[0]} of {odd[1]} is recorded without being listed by its audit, or listed without being recorded"
 
 
-def _subject(record: ReadingRecord | ClaimRecord) -> tuple[str, str, str, str]:
+def _subject(record: ReadingRecord | ExperimentRecord | ClaimRecord) -> tuple[str, str, str, str]:
     return record.detector, record.detector_digest, record.suite, record.suite_digest
 
 
@@ -120,10 +127,14 @@ def _claim(claim: ClaimRecord, run: RunRecord) -> Iterator[str]:
         yield f"claim {claim.id} is PASS without an estimate and its interval"
     elif not _holds(claim.op, claim.low, claim.high, claim.threshold):
         yield f"claim {claim.id} is PASS, but its interval [{claim.low:g}, {claim.high:g}] is not all {claim.op} {claim.threshold:g}"
-    if claim.op in (">=", ">") and not all(null.passed for null in claim.nulls if null.decides):
+    if not needs_null(claim.quantity, claim.op, claim.threshold):
+        return
+    if not all(null.passed for null in claim.nulls if null.decides):
         yield f"claim {claim.id} is PASS without beating its nulls"
-    if claim.quantity in DISCRIMINATING and claim.op in (">=", ">") and not any(null.decides for null in claim.nulls):
-        yield f"claim {claim.id} is PASS without a null: nothing shows that its labels matter"
+    if not any(null.decides for null in claim.nulls):
+        yield f"claim {claim.id} is PASS without a null: nothing shows that its labels, or its direction, matter"
+    if any(null.downward != (claim.op in ("<=", "<")) for null in claim.nulls):
+        yield f"claim {claim.id} is PASS, but a null of it is ranked towards the other side"
 
 
 def _holds(op: str, low: float, high: float, threshold: float) -> bool:
@@ -145,7 +156,7 @@ def _precision(run: RunRecord) -> Iterator[str]:
             yield f"reading {reading.id} has a spread of {reading.spread} on a sample of {reading.spread_n}"
         if (reading.spread_n or 0) > reading.n:
             yield f"reading {reading.id} has {reading.n} prompts, and a spread on a sample of {reading.spread_n}"
-    exact = {reading.id for reading in run.readings if reading.spread is not None}
+    exact = {reading.id for reading in run.readings if reading.spread is not None}  # an experiment in low precision is never decided
     if run.model is not None and run.model.dtype not in ("float32", "float64"):
         for claim in run.claims:
             if claim.verdict in (Verdict.PASS, Verdict.FAIL) and claim.reading not in exact:
@@ -173,6 +184,32 @@ def _saes(run: RunRecord) -> Iterator[str]:
     for claim in run.claims:
         if claim.reading in below and claim.verdict in (Verdict.PASS, Verdict.FAIL):
             yield f"claim {claim.id} is {claim.verdict} on latents of a sparse autoencoder that does not reach its floors"
+
+
+def _experiments(run: RunRecord) -> Iterator[str]:
+    """Experiments that were finished, at strengths that were measured, bear claims; no others do."""
+    detectors, suites = {detector.digest for detector in run.detectors}, {suite.digest for suite in run.suites}
+    claims: dict[str, list[ClaimRecord]] = {}
+    for claim in run.claims:
+        claims.setdefault(claim.reading, []).append(claim)
+    for each in run.experiments:
+        used = {each.suite_digest, *(curve.suite_digest for curve in each.side_effects)}
+        if each.detector_digest not in detectors or not used <= suites:
+            yield f"experiment {each.id} uses the detector {each.detector!r} or a suite that is not recorded"
+        strengths = [point.strength for point in each.points]
+        if strengths != sorted(set(strengths)) or not strengths:
+            yield f"the strengths of the experiment {each.id} do not ascend"
+        for point in each.points:
+            bounds = [bound for bound in (point.low, point.change, point.high) if bound is not None]
+            if len(bounds) != (0 if point.failed is not None else 3) or bounds != sorted(bounds):
+                yield f"experiment {each.id} has a change at the strength {point.strength:g} that does not lie in its interval"
+        failed = {point.strength for point in each.points if point.failed is not None}
+        for claim in claims.get(each.id, ()):
+            rests_on = {claim.strength} if claim.strength is not None else set(strengths)
+            if each.error is not None or rests_on & failed or not rests_on <= set(strengths):
+                yield f"claim {claim.id} rests on an experiment, or a strength of it, that was not finished"
+            if (claim.on is not None) != (claim.quantity in SIDE_EFFECTS):
+                yield f"claim {claim.id} is about {claim.quantity}, measured on {claim.on or 'the suite of the experiment itself'}"
 
 
 def _instruments(run: RunRecord) -> Iterator[str]:

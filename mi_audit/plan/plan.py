@@ -8,7 +8,7 @@ from pathlib import Path
 from mi_audit.plan.audit import AuditMark
 from mi_audit.plan.detectors import DetectorSpec
 from mi_audit.plan.digest import Json, digest_of
-from mi_audit.plan.measurements import DISCRIMINATES, NEEDS_THRESHOLD, AttributionSpec, ClaimSpec, ReadSpec
+from mi_audit.plan.measurements import DISCRIMINATES, NEEDS_THRESHOLD, AttributionSpec, ClaimSpec, Measurement, ReadSpec
 from mi_audit.plan.steering import DoseSpec, SteerSpec
 from mi_audit.plan.tracing import TracedClaim
 from mi_audit.suites.suite import Suite
@@ -92,7 +92,8 @@ class Plan:
     def forward_prompts(self) -> int:
         """How many distinct prompts pass through the model; each passes once, whatever the number of detectors."""
         learning = [prompts for detector in self.detectors for prompts in detector.learning]
-        read = [each.suite.prompts for each in (*self.readings, *self.experiments)]
+        measured: list[Measurement] = [*self.readings, *self.experiments]
+        read = [each.suite.prompts for each in measured]
         neutral = [suite.prompts for suite in self.neutral]
         return len({prompt.digest for prompts in (*learning, *read, *neutral) for prompt in prompts})
 

@@ -31,7 +31,7 @@ def lines_of(plan: Plan) -> Iterator[str]:
     for experiment in plan.experiments:
         doses = ", ".join(f"{strength:g}" for strength in experiment.strengths)
         yield f"      {experiment}: strengths {doses} ({experiment.unit}), {experiment.tokens} tokens"
-    suites = dict.fromkeys([*(each.suite for each in (*plan.readings, *plan.experiments)), *plan.neutral])
+    suites = dict.fromkeys([*(reading.suite for reading in plan.readings), *(each.suite for each in plan.experiments), *plan.neutral])
     if suites:
         yield "  suites"
     for suite in suites:

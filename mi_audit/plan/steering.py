@@ -15,12 +15,12 @@ from mi_audit.plan.places import Tokens
 from mi_audit.suites.suite import Suite
 
 Action = Literal["add", "clamp", "project_out"]
-"""What is done at the touched tokens: α times the direction is added; latents are set to α times their highest value on a corpus, the SAE's error kept; or a share
-α of the direction's component is taken out."""
+"""What is done at the touched tokens: α times the direction is added; latents are set to α times their highest value on a corpus, the SAE's error kept; or a
+share α of the direction's component is taken out."""
 
 Unit = Literal["vector", "norm", "sd", "max"]
-"""What a strength of 1 is. Of an addition: the vector itself (of a fitted detector: from the mean of the negatives to that of the positives, along its direction);
-the length of each token's own activation; the standard deviation of the detector's scores within the classes. Of a clamp: the latent's highest value."""
+"""What a strength of 1 is. Of an addition: the vector itself (of a fitted detector: from the mean of the negatives to that of the positives, along its
+direction); the length of each token's own activation; the standard deviation of the detector's scores within the classes. Of a clamp: the highest value."""
 
 Steered = Literal["generated", "prompt", "all"]
 """Which tokens are touched: those from which the answer is predicted (the prompt's last token, and each token that is generated, as in contrastive activation
@@ -31,8 +31,13 @@ SideQuantity = Literal["kl", "loss_change", "repetition_change", "capability_cha
 
 
 def is_dose(quantity: DoseQuantity | SideQuantity) -> TypeGuard[DoseQuantity]:
-    """Whether it is a quantity of the effect, not of what else changes."""
+    """Whether it is a quantity of the effect."""
     return quantity in get_args(DoseQuantity)
+
+
+def is_side(quantity: DoseQuantity | SideQuantity) -> TypeGuard[SideQuantity]:
+    """Whether it is a quantity of what else changes."""
+    return quantity in get_args(SideQuantity)
 
 
 MOST_STRENGTHS: Final = 32
@@ -139,9 +144,7 @@ def steer_spec(
     chosen = unit if unit is not None else "max" if is_latent else "vector"
     allowed = ("max",) if is_latent else ("vector", "norm", "sd")
     if chosen not in allowed:
-        raise PlanError(
-            f"{where}: unit={unit!r}; {'latents are clamped to multiples of their highest value: unit=' if is_latent else 'known are '}{', '.join(allowed)}"
-        )
+        raise PlanError(f"{where}: unit={unit!r}; of {'latents' if is_latent else 'directions'} known are {', '.join(allowed)}")
     if chosen == "sd" and detector.fit is None:
         raise PlanError(f"{where}: unit='sd' is that of the scores on the suite that the detector is fitted on, and it has none; use 'vector' or 'norm'")
     doses = _strengths(strengths, where, zero=is_latent)
