@@ -29,6 +29,14 @@ class DetectorError(MiAuditError):
     """A detector can't be fitted, calibrated, saved or loaded. The message names the detector and the fix."""
 
 
+class NotFiniteError(DetectorError):
+    """What a model computes under an intervention is not finite: `variant` says which of several interventions. Take a smaller strength, or float32."""
+
+    def __init__(self, message: str, variant: int) -> None:
+        super().__init__(message)
+        self.variant = variant
+
+
 class StatisticsError(MiAuditError):
     """A quantity is undefined on the data given (one class only, too few groups). The message says what is missing."""
 
