@@ -10,7 +10,7 @@ from numpy.random import Generator
 from mi_audit.errors import StatisticsError
 from mi_audit.stats.auroc import auroc
 from mi_audit.stats.checks import Bools, Codes, Floats, checked_alpha, checked_number
-from mi_audit.stats.claim import BOUNDED, QUANTITIES, by_bounds, checked_threshold, vacuous
+from mi_audit.stats.claim import BOUNDED, QUANTITIES, SIDE_EFFECTS, by_bounds, checked_threshold, vacuous
 from mi_audit.stats.estimate import Estimate
 from mi_audit.stats.limits import LEAST_GROUPS
 from mi_audit.stats.means import effect_size, mean, mean_difference, paired_difference
@@ -21,6 +21,8 @@ from mi_audit.stats.verdict import Verdict
 
 __all__ = ["Needed", "needed", "size"]
 
+_MEANS: Final = SIDE_EFFECTS | {"mean", "slope", "change"}  # of one number per prompt
+_LEAST_OF: Final = frozenset({"smallest_step", "sign_reversal"})  # of several changes: each is planned for
 _DRAWS: Final = 600
 _MOST_ROWS: Final = 200_000
 _SEED: Final = 20240607
@@ -44,7 +46,8 @@ def size(
     Found by simulation: data sets are drawn and decided by the very rule that will decide the claim (600 a step, seeded, so the power is met within some 3
     points). Scores and values are normal with standard deviation `spread` in each class, outcomes beta-binomial; two prompts of a group correlate by `icc`,
     which means nothing for groups of one; the share `prevalence` of the prompts is positive, evenly over the groups. For a recall the prompts are the
-    positives; for a paired difference they come as pairs in a row and `per_group` is even. Controls are taken to pass.
+    positives; for a paired difference they come as pairs in a row and `per_group` is even. The least of several changes (a smallest step, a sign reversal)
+    has no plan of its own: plan for a change as large. Controls are taken to pass.
 
     Raises:
         StatisticsError: a number out of its range, a claim that the expected value does not fulfil, or more than 200 000 prompts needed.
@@ -95,8 +98,8 @@ def _model(
                 return auroc(binormal_scores(rng, labels(codes), codes, auroc=expected, icc=icc), labels(codes), codes, alpha=alpha)
             case "rate" | "recall" | "accuracy":
                 return rate(beta_binomial_hits(rng, codes, rate=expected, icc=icc), codes, alpha=alpha, quantity=quantity)
-            case "mean":
-                return mean(values(rng, codes, np.ones(len(codes), dtype=np.bool_)), codes, alpha=alpha)
+            case _ if quantity in _MEANS:
+                return mean(values(rng, codes, np.ones(len(codes), dtype=np.bool_)), codes, alpha=alpha, quantity=quantity)
             case "mean_difference":
                 return mean_difference(values(rng, codes, labels(codes)), labels(codes), codes, alpha=alpha)
             case "effect_size":
@@ -104,8 +107,10 @@ def _model(
             case "paired_difference":
                 rows = np.arange(len(codes))
                 return paired_difference(values(rng, codes, rows % 2 == 0), rows % 2 == 0, rows // 2, codes, alpha=alpha)
+            case _ if quantity in _LEAST_OF:
+                raise StatisticsError(f"{quantity}() is the least of several changes: plan for a 'change' as large as the least of them.")
             case _:
-                raise StatisticsError(f"There is no quantity {quantity!r}: use one of {', '.join(sorted(QUANTITIES))}.")
+                raise StatisticsError(f"There is no quantity {quantity!r}: use one of {', '.join(sorted(QUANTITIES - _LEAST_OF))}.")
 
     return draw
 

@@ -12,6 +12,7 @@ from scipy.special import ndtr, ndtri
 from scipy.stats import multivariate_normal
 
 from mi_audit.stats.auroc import auroc, auroc_difference
+from mi_audit.stats.dose import Dose
 from mi_audit.stats.estimate import Estimate
 from mi_audit.stats.means import effect_size, mean, mean_difference, paired_difference
 from mi_audit.stats.rates import rate
@@ -81,6 +82,14 @@ def grid() -> Iterator[Cell]:
         yield Cell("paired_difference", model, "mixed", 0.5, count, 8, icc)
     for alpha, model, count in product((0.005, 0.1), shapes, (20, 60)):
         yield Cell("mean", model, "", 0.0, count, 8, 0.3, alpha)
+
+    for model, count, (rows, icc) in product(shapes, (20, 40), ((1, 0.0), (8, 0.3), (UNEVEN, 0.3))):
+        yield Cell("slope", model, "4 equal", 0.0, count, rows, icc)
+    for quantity, steps in (("smallest_step", (4, 12)), ("sign_reversal", (4,))):
+        for each, model, layout, count, (rows, icc) in product(steps, shapes, ("equal", "one least"), (20, 40), ((1, 0.0), (8, 0.3))):
+            yield Cell(quantity, model, f"{each} {layout}", 0.0, count, rows, icc)
+    for alpha, model, steps in product((0.005, 0.1), shapes, (4, 12)):
+        yield Cell("smallest_step", model, f"{steps} equal", 0.0, 40, 8, 0.3, alpha)
 
 
 def _labels(layout: str, codes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
@@ -184,6 +193,22 @@ def _paired_difference(cell: Cell, rng: Generator, codes: np.ndarray, sizes: np.
     return paired_difference(values, labels, rows // 2, codes, alpha=cell.alpha)
 
 
+def _dose(cell: Cell, rng: Generator, codes: np.ndarray, sizes: np.ndarray) -> Estimate:
+    """Steps between neighbouring strengths, half of them below 0, each drawn from the model with mean `value`; if "one least", the others' mean is 3 more.
+
+    Of a sign reversal the steps below 0 add up to one change, and those above to the other: the least step is below.
+    """
+    count, _, means = cell.layout.partition(" ")
+    half = int(count) // 2
+    risen = [_values(cell, rng, codes) + cell.value + (3.0 if means == "one least" and step >= half else 0.0) for step in range(2 * half)]
+    if means == "one least" and cell.quantity == "smallest_step":
+        risen[1:half] = [step + 3.0 for step in risen[1:half]]
+    effects = np.cumsum([rng.standard_normal(len(codes)), *risen], axis=0)
+    strengths = tuple(float(dose) for dose in range(-half, half + 1) if dose)
+    dose = Dose(np.delete(effects, half, axis=0), effects[half], strengths, codes, origin=True)
+    return dose.estimate(cell.quantity, alpha=cell.alpha)
+
+
 DRAWS = {
     "auroc": _auroc,
     "auroc difference": _auroc_difference,
@@ -192,6 +217,9 @@ DRAWS = {
     "mean_difference": _difference(mean_difference),
     "effect_size": _difference(effect_size),
     "paired_difference": _paired_difference,
+    "slope": _dose,
+    "smallest_step": _dose,
+    "sign_reversal": _dose,
 }
 
 
