@@ -8,6 +8,8 @@ from collections import Counter, defaultdict
 import pytest
 
 from mi_audit.shipped import audits_dir
+from mi_audit.suites.splits import SPLITS
+from mi_audit.suites.suite import suite
 
 PACK = audits_dir() / "sql"
 SCHEMAS = {schema["name"]: schema for schema in json.loads((PACK / "schemas.json").read_text(encoding="utf-8"))}
@@ -22,6 +24,7 @@ def _rows(name):
 
 QUESTIONS = _rows("sql_questions")
 TOPICS = _rows("database_prose")
+ASKED = _rows("sql_asked")
 
 
 def _database(schema):
@@ -62,6 +65,20 @@ def test_every_question_stands_once_with_each_label_in_one_group():
         assert len({(row["group"], row["form"], row["id"].removesuffix(f"-{row['label']}")) for row in rows}) == 1, content
         for table, columns in SCHEMAS[rows[0]["group"]]["tables"].items():
             assert f"{table}({', '.join(columns)})" in content
+
+
+def test_the_questions_asked_are_those_answered_with_both_answers_beside_them():
+    assert len(ASKED) == 240 and not any("response" in row or "label" in row for row in ASKED)
+    for row, sql, prose in zip(ASKED, QUESTIONS[::2], QUESTIONS[1::2], strict=True):
+        assert [f"{row['id']}-sql", f"{row['id']}-prose"] == [sql["id"], prose["id"]]
+        assert (row["gold"], row["prose"]) == (sql["response"], prose["response"]) and row["messages"] == sql["messages"] == prose["messages"]
+        assert row["database"] == row["group"] == sql["group"] and row["form"] == sql["form"]
+
+
+def test_a_database_is_on_the_same_side_whether_its_questions_are_answered_or_asked():
+    asked, answered = suite("sql_asked"), suite("sql_questions", positive="sql")
+    for split in SPLITS:
+        assert set(asked[split].groups()) == set(answered[split].groups())
 
 
 def test_prose_holds_no_sql():

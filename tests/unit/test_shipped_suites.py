@@ -1,0 +1,97 @@
+"""The suites that ship say what they claim: balanced in each topic, nothing said twice, and neither length nor words alone give a label away."""
+
+import json
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import GroupKFold
+
+from mi_audit.shipped import shipped_suites
+
+
+def _rows(name):
+    return [json.loads(line) for line in shipped_suites()[name].read_text(encoding="utf-8").splitlines()]
+
+
+def _asked(row):
+    (message,) = row["messages"]
+    assert message["role"] == "user"
+    return message["content"]
+
+
+NOTES = _rows("unsafe_notes")
+EASY = _rows("easy_questions")
+
+
+def test_each_topic_of_the_notes_has_four_of_each_label_in_four_forms():
+    topics = defaultdict(list)
+    for row in NOTES:
+        topics[row["group"]].append(row)
+    assert len(topics) == 48
+    for topic, rows in topics.items():
+        kinds = Counter(row["kind"] for row in rows)
+        assert kinds["tricky_benign"] == kinds["plain_benign"] == 2 and kinds["plain_unsafe"] + kinds["veiled_unsafe"] == 4, topic
+        assert all(row["kind"].endswith(f"_{row['label']}") for row in rows), topic
+        assert Counter((row["label"], row["form"]) for row in rows) == {
+            (label, form): 1 for label in ("unsafe", "benign") for form in ("note", "forum", "dialogue", "story")
+        }, topic
+    assert len({_asked(row) for row in NOTES}) == len({row["id"] for row in NOTES}) == 384
+
+
+def test_the_notes_are_another_domain_than_the_requests():
+    requests = _rows("unsafe_requests")
+    assert not {row["group"] for row in NOTES} & {row["group"] for row in requests}
+    shortest, usual = min(len(_asked(row)) for row in NOTES), np.median([len(_asked(row)) for row in requests])
+    assert shortest > 1.5 * usual, "notes tell what goes before the request"
+
+
+def test_pairs_of_notes_are_about_equally_long_and_laid_out_alike():
+    for unsafe, benign in zip(NOTES[::2], NOTES[1::2], strict=True):
+        assert (unsafe["label"], benign["label"]) == ("unsafe", "benign") and unsafe["form"] == benign["form"]
+        assert abs(len(_asked(unsafe)) - len(_asked(benign))) <= 30, unsafe["id"]
+        assert _asked(unsafe).count("\n") == _asked(benign).count("\n"), unsafe["id"]
+    labels = [row["label"] == "unsafe" for row in NOTES]
+    assert 0.45 <= roc_auc_score(labels, [len(_asked(row)) for row in NOTES]) <= 0.55
+
+
+def test_words_alone_hardly_give_the_notes_away_on_other_topics():
+    texts, groups = np.array([_asked(row) for row in NOTES]), [row["group"] for row in NOTES]
+    labels, scores = np.array([row["label"] == "unsafe" for row in NOTES]), np.zeros(len(NOTES))
+    for train, test in GroupKFold(6).split(texts, labels, groups):
+        words = TfidfVectorizer()
+        model = LogisticRegression(max_iter=1000).fit(words.fit_transform(texts[train]), labels[train])
+        scores[test] = model.decision_function(words.transform(texts[test]))
+    assert 0.5 <= roc_auc_score(labels, scores) <= 0.7
+
+
+def test_the_wrong_answers_of_an_easy_topic_are_its_right_ones():
+    topics = defaultdict(list)
+    for row in EASY:
+        topics[row["group"]].append(row)
+    assert len(topics) == 40
+    for topic, rows in topics.items():
+        answers = [row["answer"] for row in rows]
+        assert len(set(answers)) == len(rows) == 3, topic
+        assert [row["other"] for row in rows] == answers[1:] + answers[:1], topic
+        assert all(word.startswith(" ") and word.strip().isalpha() for word in answers), topic
+    assert len({row["text"] for row in EASY}) == len({row["id"] for row in EASY}) == 120
+    assert not any(row["text"] != row["text"].strip() for row in EASY)
+
+
+@pytest.mark.real_model
+def test_the_default_model_knows_most_easy_answers(default_model):
+    import torch
+
+    def likelihood(text, answer):
+        before, both = (default_model.tokenizer(string, add_special_tokens=False).input_ids for string in (text, text + answer))
+        assert both[: len(before)] == before and len(both) - len(before) <= 2, (text, answer)
+        with torch.no_grad():
+            scores = default_model.hf(input_ids=torch.tensor([both])).logits[0].double().log_softmax(-1)
+        return sum(float(scores[at - 1, both[at]]) for at in range(len(before), len(both)))
+
+    known = [likelihood(row["text"], row["answer"]) > likelihood(row["text"], row["other"]) for row in EASY]
+    assert 0.85 <= np.mean(known) < 1
