@@ -17,10 +17,11 @@ from mi_audit.engine.batches import Ids
 from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.encoding import encode_all
 from mi_audit.engine.every_token import every_token
-from mi_audit.engine.generating import Sampling, generate
+from mi_audit.engine.generating import generate
 from mi_audit.engine.progress import Hearer, reporting
+from mi_audit.engine.sampling import Sampling
 from mi_audit.engine.selection import select
-from mi_audit.engine.variants import Read, read_variants
+from mi_audit.engine.variants import Read, holding, read_variants
 from mi_audit.errors import DetectorError
 from mi_audit.plan.digest import Json, digest_of, digest_of_code
 from mi_audit.stats.checks import Floats
@@ -76,7 +77,8 @@ class Instrument:
 
     def _of_passes(self, prompts: Sequence[Asked], rows: Rows, progress: Hearer | None) -> Measured:
         unsteered, values = np.empty(len(prompts)), np.empty((rows.number * len(rows.strengths), len(prompts)))
-        with reporting(progress, len(prompts), sum(len(each.ids) for each in prompts)):
+        read_at = self.fitted.at if isinstance(self.effect, OfDetector) and self.fitted is not None else None
+        with reporting(progress, len(prompts), sum(len(each.ids) for each in prompts)), holding(self.model, rows.places, read_at):
             for number, each in enumerate(prompts):
                 unsteered[number], values[:, number] = self._of_prompt(each, rows)
                 if progress is not None:

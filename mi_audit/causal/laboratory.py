@@ -177,6 +177,8 @@ class Laboratory:
             try:
                 found = instrument.measure(prompts, rows, self._titled(f"steering {title}"))
             except NotFiniteError as error:
+                if error.variant is None:  # of the model as it is
+                    raise
                 strength = strengths.pop(error.variant)
                 failed[strength] = f"at the strength {strength:g}, {_where(rows)}: {error}; take smaller strengths"
                 continue
@@ -192,7 +194,7 @@ class Laboratory:
             try:
                 nulls[name] = instrument.measure(prompts, rows, self._titled(f"{name}, {title}")).values
             except NotFiniteError as error:
-                draw, strength = divmod(error.variant, len(made.strengths))
+                draw, strength = divmod(error.variant or 0, len(made.strengths))
                 raise DetectorError(f"{name}, draw {draw}, at the strength {made.strengths[strength]:g}, {_where(rows)}: {error}") from error
         direct = self._direct(made, model, prompts, instrument)
         return replace(made, nulls=nulls, direct=direct, written=self._written(made, model, prompts), profile=self._profile(made, model, instrument))

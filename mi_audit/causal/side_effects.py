@@ -17,7 +17,7 @@ from mi_audit.engine.encoding import encode_all
 from mi_audit.engine.forward import read_alone
 from mi_audit.engine.progress import Hearer, reporting
 from mi_audit.engine.repetition import repetition
-from mi_audit.engine.variants import Read, read_variants
+from mi_audit.engine.variants import Read, holding, read_variants
 from mi_audit.errors import DetectorError, PromptError
 from mi_audit.plan.places import At, Tokens
 from mi_audit.plan.steering import SideQuantity, Steered
@@ -71,7 +71,7 @@ def _predictions(
 ) -> tuple[Floats, Floats]:
     """Per prompt, nats per next token: [n, 2] of the model as it is, (0, loss), and [S, n, 2] with the change, (KL(own‖changed), loss less own)."""
     base, found = np.zeros((len(prompts), 2)), np.zeros((len(rows.strengths), len(prompts), 2))
-    with reporting(progress, len(prompts), 0):
+    with reporting(progress, len(prompts), 0), holding(model, rows.places):
         for number, (prompt, encoded) in enumerate(zip(prompts, encode_all(model, prompts, cache, most=LONGEST), strict=True)):
             if len(encoded.ids) < 2:
                 raise PromptError(f"prompt {prompt.id!r} has one token, after which nothing is to be predicted; take longer ones")
