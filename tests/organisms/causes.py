@@ -1,13 +1,14 @@
 """A model in which a known direction causes a known output, and a second one, as easy to read, causes nothing.
 
-Text: a letter that stands early (the cause, `a`-`h` negative, `i`-`p` positive), seven letters that say other things among digits, a letter that stands late (the
-decoration, `A`-`H` negative, `I`-`P` positive), a semicolon, where the model answers `POSITIVE` or `NEGATIVE` by the class of the first letter alone. Heads that
-are used in training only, and not saved, read the classes of all nine letters off the residual stream after block `LAYER` at the semicolon, where the differences
-of their class means are trained to be equally long, and at right angles. What the model makes of them is planted too: with α times such a difference added there,
-the answers' logits differ by `GAP` × α more for the cause, and by nothing more for the other eight. The others are there so that directions fitted on shuffled
-labels have somewhere to point. Benign texts hold neither letter of interest; they read, and are answered, as negative.
+Text: a letter that stands early (the cause, `a`-`h` negative, `i`-`p` positive), seven letters that say other things among digits, a letter that
+stands late (the decoration, `A`-`H` negative, `I`-`P` positive), a semicolon, where the model answers `POSITIVE` or `NEGATIVE` by the class of the
+first letter alone. Heads that are used in training only, and not saved, read the classes of all nine letters off the residual stream after block
+`LAYER` at the semicolon, where the differences of their class means are trained to be equally long, and at right angles. What the model makes of them
+is planted too: with α times such a difference added there, the answers' logits differ by `GAP` × α more for the cause, and by nothing more for the
+other eight. The others are there so that directions fitted on shuffled labels have somewhere to point. Benign texts hold neither letter of interest;
+they read, and are answered, as negative.
 
-    accuracy = train(folder)                         # a local model folder; about 8 s of one core
+    accuracy = train(folder)                         # a local model folder; about 10 s of one core
     suites = suites_for(seed)                        # 0.05 s; other seeds draw other texts
     suites.cause["train"], suites.cause["test"]      # labelled by the cause; every split is balanced over the four pairs of classes
     suites.decoration                                # the same texts in the same splits, labelled by the decoration
@@ -149,7 +150,7 @@ def train(folder: Path, *, seed: int = 0, steps: int = 350) -> float:
 class _Steering:
     """A forward hook that hears the residual stream at the semicolon, and adds drawn multiples of every letter's direction there, as far as they are known.
 
-    `heard` [n, d], `fitted` [kinds, d] (least squares' answer to what each letter's class adds, in this pass alone) and `strengths` [n, kinds] are of the last pass.
+    `heard` [n, d], `fitted` [kinds, d] (least squares' answer to what each letter's class adds) and `strengths` [n, kinds] are of the last pass alone.
     """
 
     def __init__(self, kinds: int, width: int) -> None:

@@ -15,7 +15,7 @@ NULLS = 39
 
 @dataclass(frozen=True)
 class Effects:
-    """Of one direction: AUROC on held-out groups; change of the answers' logit difference at strengths −1 and 1; its slope; those of directions as long as it."""
+    """Of one direction: AUROC on held-out groups; change of the logit difference at strengths -1 and 1; its slope; those of directions as long as it."""
 
     auroc: float
     down: float
@@ -44,12 +44,13 @@ class Plain:
         shift, heard = torch.tensor(added, dtype=torch.float32).repeat_interleave(len(ids), dim=0), []
 
         def hook(module, inputs, output):
-            heard.append(output[: len(ids), -1].double().numpy())
-            return torch.cat([output[:, :-1], output[:, -1:] + shift[:, None]], dim=1)
+            heard.append(output[:, -1].double().numpy())
+            every = output.repeat(len(added), 1, 1)
+            return torch.cat([every[:, :-1], every[:, -1:] + shift[:, None]], dim=1)
 
         handle = self.model.model.layers[LAYER].register_forward_hook(hook)
         with torch.no_grad():
-            logits = self.model(ids.repeat(len(added), 1), logits_to_keep=1).logits[:, 0, self.answers]
+            logits = self.model(ids, logits_to_keep=1).logits[:, 0, self.answers]
         handle.remove()
         return heard[0], (logits[:, 0] - logits[:, 1]).reshape(len(added), -1).mean(dim=1).numpy()
 
