@@ -1,17 +1,17 @@
 """Texts that a model writes under interventions: every variant of every prompt is a row, and what is added, taken out or scaled differs by row."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import torch
-from torch import Tensor
 
 from mi_audit.engine.batches import Ids
 from mi_audit.engine.budget import bytes_per_token, fitting
 from mi_audit.engine.intervening import Intervening
 from mi_audit.engine.progress import Hearer, reporting
+from mi_audit.engine.rows import Interventions, Row, RowPasses
 from mi_audit.engine.sampling import Sampling
-from mi_audit.engine.writing import Interventions, Row, Writing
+from mi_audit.engine.writing import write
 from mi_audit.errors import PromptError
 from mi_audit.model.full_precision import use_full_precision
 from mi_audit.plan.places import At
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mi_audit.model.loaded import LoadedModel
 
 TOKENS: Final = 8192
-"""In a batch on a CPU, those yet to be generated among them: enough rows for a pass to be worth reading the weights for, few enough for their keys and values."""
+"""In a batch on a CPU, those yet to be generated among them: enough rows to be worth reading the weights for, few enough for their keys and values."""
 
 
 def generate(
@@ -38,8 +38,8 @@ def generate(
 ) -> list[list[Ids]]:
     """Have the model continue prompts under every variant of some interventions.
 
-    Rows of several prompts are filled up on the left. What no variant touches, the columns before the first touched token, passes once for each distinct prompt,
-    and its keys and values are shared by all of its variants. Rows that have ended leave the batch. What is drawn for a text depends on the sampling's seed, its
+    What no variant touches, the tokens before the first touched one, passes once for each prompt, and its keys and values are copied for all of its variants.
+    Rows that have ended leave the batch. What is drawn for a text depends on the sampling's seed, its
     prompt's tokens and its variant alone.
 
     Args:
@@ -75,12 +75,13 @@ def generate(
         Intervening(model, places) as intervening,
         reporting(progress, len(waiting), sum((len(prompts[index]) + sampling.max_new_tokens) for index, _ in waiting)),
     ):
+        passes = RowPasses(model, intervening, interventions)
         while waiting:
             each = len(prompts[waiting[0][0]]) + sampling.max_new_tokens
             batch = waiting[: max(1, budget // each)]
             rows = [Row(prompts[index], touched[index], variant, sampling.stream(prompts[index], variant)) for index, variant in batch]
             try:
-                Writing(model, intervening, interventions, rows, sampling, ends, on_generated=on_generated).to_the_end()
+                write(passes, rows, sampling, ends, on_generated=on_generated)
             except torch.OutOfMemoryError as error:
                 if len(batch) == 1:
                     raise PromptError(
@@ -111,7 +112,7 @@ def _require_room(model: "LoadedModel", prompts: Sequence[Ids], touched: Sequenc
             raise PromptError(f"prompt {number} has no tokens, so there is nothing to continue")
         if model.max_length is not None and len(ids) + sampling.max_new_tokens > model.max_length:
             raise PromptError(
-                f"prompt {number} has {len(ids)} tokens, which with {sampling.max_new_tokens} new ones are more than the {model.max_length} that the model takes;"
+                f"prompt {number} has {len(ids)} tokens, with {sampling.max_new_tokens} new ones more than the {model.max_length} that the model takes;"
                 " shorten it, or generate fewer"
             )
         if beyond := [position for position in positions if not 0 <= position < len(ids)]:

@@ -30,7 +30,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens}: a text has one token at least")
-        if not 0 <= self.temperature or not isfinite(self.temperature):
+        if not isfinite(self.temperature) or self.temperature < 0:
             raise ValueError(f"temperature={self.temperature}: it is a number from 0")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p}: it is a probability above 0")

@@ -53,9 +53,9 @@ def main() -> None:
     work = Workload.of(model, cycled(n_cycled, CYCLE) if n_cycled else choose(given))
     run = _runner(variant, model, layers)
     run(work.head(WARM_UP))
-    before = _reset(model.device)
+    before = reset(model.device)
     run(work)
-    peak = _peak(model.device)
+    peak = peak(model.device)
     print(json.dumps({"peak": peak, "growth": peak - before}))
 
 
@@ -66,7 +66,7 @@ def _runner(variant: str, model: LoadedModel, layers: list[int]) -> Callable[[Wo
     return lambda work: read_all(read, work, arrival(len(work)))
 
 
-def _reset(device: torch.device) -> float:
+def reset(device: torch.device) -> float:
     """Give freed memory back and set the mark to what is held now, in MiB."""
     gc.collect()
     if device.type == "cuda":
@@ -75,10 +75,10 @@ def _reset(device: torch.device) -> float:
     else:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _peak(device)
+    return peak(device)
 
 
-def _peak(device: torch.device) -> float:
+def peak(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines())
