@@ -23,14 +23,11 @@ def explain(claim: Claim, worst: Sequence[str] = ()) -> list[str]:
     lines.extend(f"  because    {reason}" for reason in claim.reasons)
     if claim.needed is not None:
         lines.append(f"  to decide  {claim.needed}, if the estimate is right")
-    if estimate.controls is not None:
+    if claim.controls is not None:
         lines.extend(
-            f"  null       {null.name}: p = {null.p:.3g} with {null.draws} draws{'' if null.decides else ', for comparison'}"
-            for null in estimate.controls.nulls
+            f"  null       {null.name}: p = {null.p:.3g} with {null.draws} draws{'' if null.decides else ', for comparison'}" for null in claim.controls.nulls
         )
-        lines.extend(
-            f"  baseline   {baseline.name}: {baseline.value:.3f} [{baseline.low:.3f}, {baseline.high:.3f}]" for baseline in estimate.controls.baselines
-        )
+        lines.extend(f"  baseline   {baseline.name}: {baseline.value:.3f} [{baseline.low:.3f}, {baseline.high:.3f}]" for baseline in claim.controls.baselines)
     if worst:
         lines.append(f"  worst      prompts {', '.join(worst)} (texts are not shown; look the ids up in the suite)")
     return lines

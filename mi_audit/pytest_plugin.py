@@ -306,14 +306,18 @@ class AuditRun:
         if self._recorder is None:
             return None
         from mi_audit.plan.measurements import ClaimSpec, EstimateSpec, is_op
-        from mi_audit.stats.estimate import Estimate
+        from mi_audit.plan.steering import DoseSpec
+        from mi_audit.stats.estimate import Estimate, NullLevel
 
-        if not isinstance(left, Estimate) or not isinstance(left.spec, EstimateSpec) or not is_op(op) or not isinstance(right, int | float):
+        if not isinstance(left, Estimate) or not is_op(op) or not isinstance(right, int | float | NullLevel):
+            return None
+        estimate, threshold = (right.beaten_by(left), 0.0) if isinstance(right, NullLevel) else (left, float(right))
+        if not isinstance(estimate.spec, EstimateSpec | DoseSpec):
             return None
         from mi_audit.explaining import explain
         from mi_audit.stats.claim import decide
 
-        return explain(decide(left, op, right), self.session.worst_prompts(ClaimSpec(left.spec, op, float(right))))
+        return explain(decide(estimate, op, threshold), self.session.worst_prompts(ClaimSpec(estimate.spec, op, threshold)))
 
     def pytest_report_teststatus(self, report: pytest.TestReport | pytest.CollectReport) -> tuple[str, str, object] | None:
         """INCONCLUSIVE and a death of a worker have their own letters, words and colours; an ERROR shows once, at teardown."""

@@ -19,6 +19,7 @@ from mi_audit.engine.encoding import encode_all
 from mi_audit.engine.every_token import every_token
 from mi_audit.engine.generating import generate
 from mi_audit.engine.progress import Hearer, reporting
+from mi_audit.engine.rows import Treatment
 from mi_audit.engine.sampling import Sampling
 from mi_audit.engine.selection import select
 from mi_audit.engine.variants import Read, holding, read_variants
@@ -149,9 +150,20 @@ def written(model: "LoadedModel", prompts: Sequence[Asked], rows: Rows, max_new_
 
 def generated(model: "LoadedModel", prompts: Sequence[Asked], rows: Rows, max_new_tokens: int, progress: Hearer | None = None) -> list[list[Ids]]:
     """The tokens of `written`."""
-    ids, touched = [each.ids for each in prompts], [each.touched for each in prompts]
-    answers, sampling = any(each.answers for each in prompts), Sampling(max_new_tokens)
-    changed = generate(
-        model, ids, touched, rows.number * len(rows.strengths), rows.interventions, rows.places, sampling, on_generated=answers, progress=progress
+    variants = rows.number * len(rows.strengths)
+
+    def treatments(of_rows: Tensor) -> list[Treatment]:
+        steered = of_rows < variants  # the last is the model as it is
+        return [Treatment(at, each, steered) for at, each in rows.interventions(of_rows.clamp(max=variants - 1))]
+
+    return generate(
+        model,
+        [each.ids for each in prompts],
+        [each.touched for each in prompts],
+        variants + 1,
+        treatments,
+        rows.places,
+        Sampling(max_new_tokens),
+        on_generated=any(each.answers for each in prompts),
+        progress=progress,
     )
-    return [*changed, *generate(model, ids, [()] * len(ids), 1, lambda _: (), (), sampling, on_generated=False)]

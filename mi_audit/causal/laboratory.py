@@ -1,6 +1,6 @@
 """From what a plan asks of experiments to what they gave, and to estimates."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -188,16 +188,25 @@ class Laboratory:
 
     def _beside(self, made: ExperimentData, model: "LoadedModel", prompts: list[Asked], instrument: Instrument, title: str) -> ExperimentData:
         """With its nulls, what goes straight to the unembedding, texts for the report and other layers."""
-        spec, nulls = made.spec, dict[str, Floats]()
-        for name, draws in made.handle.nulls.items():
-            rows = _rows(spec, made.handle, draws, made.strengths, model)
-            try:
-                nulls[name] = instrument.measure(prompts, rows, self._titled(f"{name}, {title}")).values
-            except NotFiniteError as error:
-                draw, strength = divmod(error.variant or 0, len(made.strengths))
-                raise DetectorError(f"{name}, draw {draw}, at the strength {made.strengths[strength]:g}, {_where(rows)}: {error}") from error
+        nulls = self._along_nulls(made, model, prompts, instrument, title)
         direct = self._direct(made, model, prompts, instrument)
         return replace(made, nulls=nulls, direct=direct, written=self._written(made, model, prompts), profile=self._profile(made, model, instrument))
+
+    def _along_nulls(self, made: ExperimentData, model: "LoadedModel", prompts: list[Asked], instrument: Instrument, title: str) -> dict[str, Floats]:
+        """The draws of all nulls, which share the passes of the prompts as they are."""
+        strengths = made.strengths
+        nulls: dict[str, Floats | tuple[tuple[int, ...], ...]] = {**made.handle.nulls}
+        if not nulls:
+            return {}
+        rows = _rows(made.spec, made.handle, _together(list(nulls.values())), strengths, model)
+        names = [(name, draw) for name, draws in nulls.items() for draw in range(len(draws))]
+        try:
+            found = instrument.measure(prompts, rows, self._titled(f"nulls of {title}")).values
+        except NotFiniteError as error:
+            number, strength = divmod(error.variant or 0, len(strengths))
+            name, draw = names[number]
+            raise DetectorError(f"{name}, draw {draw}, at the strength {strengths[strength]:g}, {_where(rows)}: {error}") from error
+        return {name: found[[which == name for which, _ in names]] for name in nulls}
 
     def _direct(self, made: ExperimentData, model: "LoadedModel", prompts: list[Asked], instrument: Instrument) -> Floats | None:
         """The effect where the vector is added behind the last block."""
@@ -260,6 +269,12 @@ class Laboratory:
 
 def _own(handle: Handle) -> Floats | tuple[tuple[int, ...], ...]:
     return handle.own[None] if isinstance(handle, Vectors) else (handle.own,)
+
+
+def _together(nulls: Sequence[Floats | tuple[tuple[int, ...], ...]]) -> Floats | tuple[tuple[int, ...], ...]:
+    """The draws of several nulls, one after the other."""
+    groups = [group for draws in nulls if isinstance(draws, tuple) for group in draws]
+    return tuple(groups) if groups else np.concatenate([draws for draws in nulls if isinstance(draws, np.ndarray)])
 
 
 def _rows(spec: SteerSpec, handle: Handle, which: Floats | tuple[tuple[int, ...], ...], strengths: tuple[float, ...], model: "LoadedModel") -> Rows:

@@ -11,6 +11,7 @@ from mi_audit.plan.digest import sha256_of_file
 from mi_audit.plan.measurements import ClaimSpec, EstimateSpec, Op
 from mi_audit.plan.plan import Plan, PlannedAudit, missing_instrument
 from mi_audit.plan.reading import Evaluate
+from mi_audit.plan.steering import DoseSpec
 from mi_audit.plan.tracing import TracedClaim
 from mi_audit.stats.claim import INSTRUMENT_NOT_RUN, Claim, claims_heard_by, decide
 from mi_audit.stats.verdict import Verdict
@@ -114,7 +115,7 @@ def _as_heard(heard: list[Claim]) -> tuple[DecidedClaim, ...]:
 
 
 def _spec_of(claim: Claim) -> ClaimSpec:
-    assert isinstance(claim.estimate.spec, EstimateSpec)
+    assert isinstance(claim.estimate.spec, EstimateSpec | DoseSpec)
     return ClaimSpec(claim.estimate.spec, cast(Op, claim.op), claim.threshold)
 
 

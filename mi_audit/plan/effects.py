@@ -44,7 +44,7 @@ class EffectSpec:
         return self.function is None
 
     def describe(self) -> dict[str, Json]:
-        """JSON-ready description, part of the plan's digest; an effect of a plugin counts with its code's digest, a function of the author's with its source."""
+        """JSON-ready description, part of the plan's digest; an effect of a plugin counts with its code's digest, an author's function with its source."""
         plugin = active().effects[self.name].plugin
         return {
             "name": self.name,
