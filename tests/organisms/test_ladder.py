@@ -33,6 +33,7 @@ def audits_of(seed: int, kind: str) -> Iterator[tuple[str, Callable[[Auditor], N
     """What an author writes who wants to know how far the evidence goes for a probe."""
     suites = suites_for(seed)
     suite = getattr(suites, kind)
+    steered, benign = suite["test"].one_per_group(), suites.benign.head(40)
     probe = mi.probe(
         f"{kind}_{seed}",
         method="difference_of_means",
@@ -48,11 +49,11 @@ def audits_of(seed: int, kind: str) -> Iterator[tuple[str, Callable[[Auditor], N
 
     @audit(about="instrument")
     def audit_causes(model: Auditor) -> None:
-        sweep = model.steer(probe, on=suite["test"], strengths=(-1, 1), effect=mi.effects.logit_difference(POSITIVE, NEGATIVE))
+        sweep = model.steer(probe, on=steered, strengths=(-1, 1), effect=mi.effects.logit_difference(POSITIVE, NEGATIVE))
         assert sweep.slope() > sweep.null.slope()
         assert sweep.sign_reversal() > 0
         for strength in (-1, 1):
-            assert sweep.at(strength).side_effects(on=suites.benign).kl() <= 50
+            assert sweep.at(strength).side_effects(on=benign).kl() <= 50
 
     yield f"audit_reads_{kind}_{seed}", audit_reads
     yield f"audit_causes_{kind}_{seed}", audit_causes
@@ -93,6 +94,7 @@ def run(model: Path, seeds: range, kinds: tuple[str, ...] = ("cause", "decoratio
 def test_what_causes_reaches_causal_and_what_decorates_stops_at_selective(organism: Path) -> None:
     whole = run(organism, range(SEEDS))
     reached = {ladder.detector: [rung.name for rung in ladder.rungs if rung.reached == "reached"] for ladder in whole.run.ladders}
+    print([(ladder.detector, [(rung.name, rung.why) for rung in ladder.rungs if rung.reached != "reached"]) for ladder in whole.run.ladders])
     cause = [reached[f"cause_{seed}"] for seed in range(SEEDS)]
     decoration = [reached[f"decoration_{seed}"] for seed in range(SEEDS)]
     assert sum(rungs == ["read", "selective", "causal"] for rungs in cause) >= ENOUGH
