@@ -55,8 +55,8 @@ def main() -> None:
     run(work.head(WARM_UP))
     before = reset(model.device)
     run(work)
-    peak = peak(model.device)
-    print(json.dumps({"peak": peak, "growth": peak - before}))
+    highest = peak(model.device)
+    print(json.dumps({"peak": highest, "growth": highest - before}))
 
 
 def _runner(variant: str, model: LoadedModel, layers: list[int]) -> Callable[[Workload], object]:
@@ -79,6 +79,7 @@ def reset(device: torch.device) -> float:
 
 
 def peak(device: torch.device) -> float:
+    """The mark, in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines())
