@@ -1,7 +1,7 @@
 """The evidence ladder, climbed: which rungs the claims of a run show for each detector.
 
 The criteria are fixed. A claim counts where it is about the instrument and passed. **read**: a claim that the detector tells the classes apart, above its
-nulls, and above every baseline that was held against it. **selective**: it stays under its threshold on a suite without positives, and on benign prompts of
+nulls; baselines that see no internals are held against it and named where they do as well. **selective**: it stays under its threshold on a suite without positives, and on benign prompts of
 the very topics, or tells the classes apart where every topic holds both. **causal**: of one experiment that adds or clamps, the effect beats its null; it goes
 both ways (a sign reversal, or the opposite by an ablation of the same detector); and its divergence on neutral text is bounded at its lowest and its highest
 strength. **general**: all of these on suites of which nothing took part in making the detector. **mechanistic** is not assessed.
@@ -58,12 +58,7 @@ class _Shown:
         telling = [claim for claim in self._of_readings() if claim.quantity in DISCRIMINATING and claim.op in (">=", ">")]
         if not telling:
             return _Found(missing="no claim that passed shows that it tells its classes apart")
-        above = [claim for claim in telling if all(other.difference_low > 0 for other in claim.baselines)]
-        held = [claim for claim in above if claim.baselines] or above
-        if held:
-            return _Found(tuple(held))
-        beaten = sorted({other.name for claim in telling for other in claim.baselines if other.difference_low <= 0})
-        return _Found(missing=f"it tells its classes apart, but is not shown to do so better than what sees no internals: {', '.join(beaten)}")
+        return _Found(tuple(telling))
 
     def selective(self) -> _Found:
         quiet = [claim for claim in self._of_readings() if claim.quantity == "rate" and claim.op in ("<=", "<") and not claim.n_positive]
@@ -123,7 +118,7 @@ def _rungs(shown: _Shown) -> tuple[RungRecord, ...]:
     records, below = [], ""
     for name, found in rungs:
         missing = found.missing or (f"the rung below it is missing: {below}" if below else "")
-        why = missing or f"shown by {_listed(found.claims)}"
+        why = missing or f"shown by {_listed(found.claims)}{_as_well(found.claims) if name == 'read' else ''}"
         records.append(_rung(name, "not reached" if missing else "reached", why, () if missing else found.claims))
         below = below or (name if missing else "")
     return (*records, _rung("mechanistic", "not assessed", "no circuit of named components was looked for", ()))
@@ -147,6 +142,13 @@ def _beats_its_null(claim: ClaimRecord) -> bool:
 
 def _is_ablation(experiment: ExperimentRecord) -> bool:
     return experiment.action == "project_out" or [point.strength for point in experiment.points] == [0.0]
+
+
+def _as_well(claims: Sequence[ClaimRecord]) -> str:
+    """The baselines that no claim shows it to be better than."""
+    better = {other.name for claim in claims for other in claim.baselines if other.difference_low > 0}
+    others = sorted({other.name for claim in claims for other in claim.baselines} - better)
+    return f"; not shown to be better than what sees no internals: {', '.join(others)}" if others else ""
 
 
 def _listed(claims: Sequence[ClaimRecord]) -> str:

@@ -16,7 +16,7 @@ from mi_audit.plan.audit import audit
 from mi_audit.plan.planner import plan_audit
 from mi_audit.recording import Recorder, outline_of
 from mi_audit.session import Session
-from tests.organisms.causes import LAYER, NEGATIVE, POSITIVE, suites_for, train
+from tests.organisms.causes import LAYER, NEGATIVE, POSITIVE, suites_for, texts, train
 
 SEEDS = 2
 ENOUGH = 2
@@ -34,6 +34,12 @@ def audits_of(seed: int, kind: str) -> Iterator[tuple[str, Callable[[Auditor], N
     suites = suites_for(seed)
     suite = getattr(suites, kind)
     steered, benign = suite["test"].one_per_group(), suites.benign.head(40)
+    # topics that hold both classes: four texts each, of the four pairs of classes
+    which = ("cause", "decoration").index(kind)
+    drawn = [(number, each.text, each.classes[which]) for number, each in enumerate(texts(100, seed + 7_000_003))]
+    matched = mi.suite(
+        [{"id": f"{number}", "text": text, "group": f"topic {number // 4}", "label": label} for number, text, label in drawn], name=f"{kind}_topics"
+    )
     probe = mi.probe(
         f"{kind}_{seed}",
         method="difference_of_means",
@@ -44,7 +50,7 @@ def audits_of(seed: int, kind: str) -> Iterator[tuple[str, Callable[[Auditor], N
 
     @audit(about="instrument")
     def audit_reads(model: Auditor) -> None:
-        assert model.read(probe, suite["test"]).auroc() >= 0.9
+        assert model.read(probe, matched).auroc() >= 0.9
         assert model.read(probe, suites.quiet).rate() <= 0.5
 
     @audit(about="instrument")
