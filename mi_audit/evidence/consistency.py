@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 
 from mi_audit.config import USUAL_ALPHA
 from mi_audit.errors import EvidenceError
+from mi_audit.evidence.experiments import ExperimentRecord
 from mi_audit.evidence.outcome import exit_code
 from mi_audit.evidence.records import SCHEMA_VERSION, AuditRecord, ClaimRecord, DetectorRecord, ReadingRecord, RunRecord
 from mi_audit.stats.claim import DISCRIMINATING
@@ -51,25 +52,28 @@ def _problems(run: RunRecord) -> Iterator[str]:
 def _references(run: RunRecord) -> Iterator[str]:
     yield from _twice("audit", (audit.id for audit in run.audits))
     yield from _twice("claim", (claim.id for claim in run.claims))
-    yield from _twice("reading", (reading.id for reading in run.readings))
+    yield from _twice("reading or experiment", (measured.id for measured in (*run.readings, *run.experiments)))
     yield from _twice("detector", (detector.digest for detector in run.detectors))
     yield from _twice("suite", (suite.digest for suite in run.suites))
     detectors = {detector.digest for detector in run.detectors}
     suites = {suite.digest for suite in run.suites}
-    readings = {reading.id: reading for reading in run.readings}
-    for reading in run.readings:
-        if reading.detector_digest not in detectors:
-            yield f"reading {reading.id} uses the detector {reading.detector!r}, which is not recorded"
-        if reading.suite_digest not in suites:
-            yield f"reading {reading.id} uses the suite {reading.suite!r}, which is not recorded"
+    measured = {record.id: record for record in (*run.readings, *run.experiments)}
+    for record in measured.values():
+        kind = _kind(record)
+        if record.detector_digest not in detectors:
+            yield f"{kind} {record.id} uses the detector {record.detector!r}, which is not recorded"
+        if record.suite_digest not in suites:
+            yield f"{kind} {record.id} uses the suite {record.suite!r}, which is not recorded"
     for claim in run.claims:
-        read = readings.get(claim.reading)
-        if read is None:
+        if claim.reading not in measured:
             yield f"claim {claim.id} rests on the reading {claim.reading}, which is not recorded"
-        elif _subject(read) != _subject(claim):
-            yield f"claim {claim.id} names another detector or suite than its reading"
-        elif claim.n is not None and claim.n > read.n:
-            yield f"claim {claim.id} counts {claim.n} prompts, its reading {read.n}"
+            continue
+        record = measured[claim.reading]
+        kind = _kind(record)
+        if _subject(record) != _subject(claim):
+            yield f"claim {claim.id} names another detector or suite than its {kind}"
+        elif claim.n > record.n and (kind == "reading" or claim.on is None):
+            yield f"claim {claim.id} counts {claim.n} prompts, its {kind} {record.n}"
     made = [(claim.id, claim.audit) for claim in run.claims]
     listed = [(claim, audit.id) for audit in run.audits for claim in audit.claims]
     if sorted(made) != sorted(listed):
@@ -77,7 +81,11 @@ def _references(run: RunRecord) -> Iterator[str]:
         yield f"claim {odd[0]} of {odd[1]} is recorded without being listed by its audit, or listed without being recorded"
 
 
-def _subject(record: ReadingRecord | ClaimRecord) -> tuple[str, str, str, str]:
+def _kind(record: ReadingRecord | ExperimentRecord) -> str:
+    return "reading" if isinstance(record, ReadingRecord) else "experiment"
+
+
+def _subject(record: ReadingRecord | ExperimentRecord | ClaimRecord) -> tuple[str, str, str, str]:
     return record.detector, record.detector_digest, record.suite, record.suite_digest
 
 
