@@ -80,14 +80,15 @@ def experiment_view(place: int, experiment: ExperimentRecord, claims: Iterable[C
 
 
 def _unit(experiment: ExperimentRecord) -> str:
-    """What a strength of 1 is, for the axis: `in lengths of the detector's own vector (7.3)`."""
+    """What a strength of 1 is, as it follows the word on an axis: `in lengths of the detector's own vector (1 adds a length of 7.3)`."""
     if experiment.action == "project_out":
-        return "share of the component that is taken out"
+        return "the share of the component that is taken out"
     named = _UNITS.get(experiment.unit, experiment.unit)
     corpus = f" on {experiment.corpus}" if experiment.corpus is not None else ""
-    together = ", added up" if experiment.action == "clamp" else ""
-    length = "" if experiment.length is None else f" (1 is {number(experiment.length)}{together})"
-    return f"in {named}{corpus}{length}"
+    if experiment.length is None:
+        return f"in {named}{corpus}"
+    length = number(experiment.length)
+    return f"in {named}{corpus} ({f'1 is {length}, added up' if experiment.action == 'clamp' else f'1 adds a length of {length}'})"
 
 
 def _written(generations: Sequence[GenerationRecord]) -> tuple[tuple[float | None, ...], tuple[Written, ...]]:

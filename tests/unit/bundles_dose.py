@@ -1,6 +1,7 @@
 """Synthetic experiments for bundles of evidence: an addition with all that an experiment can have, an unfinished clamp, and a ladder."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pyarrow as pa
@@ -112,16 +113,17 @@ def steered(build: Builder, detector, suite, *, strengths=STRENGTHS, failed=(4.0
         "profile": [LayerPoint(layer=layer, slope=slope, low=slope - 0.05, high=slope + 0.06) for layer, slope in _slopes(detector.layer)],
         "error": None,
     } | (more or {})
-    record = ExperimentRecord(
-        detector=detector.name, detector_digest=detector.digest, suite=suite.name, suite_digest=suite.digest, **fields
-    )
+    record = ExperimentRecord(detector=detector.name, detector_digest=detector.digest, suite=suite.name, suite_digest=suite.digest, **fields)
     made = Made(record, measured, effects, unsteered, nulls, sides)
     _sampled(build, made, ids)
     return made
 
 
 def _curve(quantity: str, values: np.ndarray, strengths: tuple[float, ...]) -> SideEffectCurve:
-    points = [SideEffectPoint(strength=strength, **dict(zip(("value", "low", "high"), interval(row), strict=True))) for strength, row in zip(strengths, values)]
+    points = [
+        SideEffectPoint(strength=strength, **dict(zip(("value", "low", "high"), interval(row), strict=True)))
+        for strength, row in zip(strengths, values, strict=True)
+    ]
     return SideEffectCurve(quantity=quantity, suite=NEUTRAL, suite_digest=sha(NEUTRAL), n=12, groups=12, points=points)
 
 
@@ -163,7 +165,7 @@ def value_of(made: Made, quantity: str, strength: float | None, over_null: bool)
         case "change":
             return shifts[strength]
         case "smallest_step":
-            return min(after - before for (_, before), (_, after) in zip(every, every[1:], strict=False))
+            return min(after - before for (_, before), (_, after) in pairwise(every))
         case "sign_reversal":
             return min(shifts[made.strengths[-1]], -shifts[made.strengths[0]])
         case _:
@@ -179,9 +181,7 @@ def claim(build: Builder, audit: str, index: int, made: Made, quantity: str, op:
     holds, fails = (high <= threshold, low > threshold) if downward else (low >= threshold, high < threshold)
     spread = -0.3 if downward else 0.3
     made_of = [
-        NullRecord(
-            name=name, draws=DRAWS, k=0, p=1 / (DRAWS + 1), passed=True, median=0.01, high=spread, observed=observed, decides=decides, downward=downward
-        )
+        NullRecord(name=name, draws=DRAWS, k=0, p=1 / (DRAWS + 1), passed=True, median=0.01, high=spread, observed=observed, decides=decides, downward=downward)
         for name, decides in ((FIRST_NULL, True), (SECOND_NULL, True))
     ]
     at = "" if strength is None else f".at({strength:g})"
@@ -228,7 +228,10 @@ def claim(build: Builder, audit: str, index: int, made: Made, quantity: str, op:
 def ladder(detector, reached: int, claims: list[str]) -> LadderRecord:
     """A detector that got up to a rung; of the next it is known that it is not reached, of the others nothing."""
     states = ["reached"] * reached + ["not reached"] + ["not assessed"] * 4
-    rungs = [RungRecord(name=name, reached=state, why=why, claims=claims if state == "reached" else ()) for (name, why), state in zip(RUNGS.items(), states)]
+    rungs = [
+        RungRecord(name=name, reached=state, why=why, claims=claims if state == "reached" else ())
+        for (name, why), state in zip(RUNGS.items(), states[: len(RUNGS)], strict=True)
+    ]
     return LadderRecord(detector=detector.name, detector_digest=detector.digest, rungs=rungs)
 
 
