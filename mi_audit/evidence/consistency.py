@@ -52,12 +52,13 @@ def _problems(run: RunRecord) -> Iterator[str]:
 def _references(run: RunRecord) -> Iterator[str]:
     yield from _twice("audit", (audit.id for audit in run.audits))
     yield from _twice("claim", (claim.id for claim in run.claims))
-    yield from _twice("reading or experiment", (measured.id for measured in (*run.readings, *run.experiments)))
+    yield from _twice("reading or experiment", [*(reading.id for reading in run.readings), *(experiment.id for experiment in run.experiments)])
     yield from _twice("detector", (detector.digest for detector in run.detectors))
     yield from _twice("suite", (suite.digest for suite in run.suites))
     detectors = {detector.digest for detector in run.detectors}
     suites = {suite.digest for suite in run.suites}
-    measured = {record.id: record for record in (*run.readings, *run.experiments)}
+    measured: dict[str, ReadingRecord | ExperimentRecord] = {reading.id: reading for reading in run.readings}
+    measured.update({experiment.id: experiment for experiment in run.experiments})
     for record in measured.values():
         kind = _kind(record)
         if record.detector_digest not in detectors:

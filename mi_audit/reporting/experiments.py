@@ -9,7 +9,7 @@ from mi_audit.evidence.records import ClaimRecord
 from mi_audit.reporting.charts_dose import DoseChart, ProfileChart, SidePlot, dose_chart, profile_chart, side_plot
 from mi_audit.reporting.text import number
 
-_DONE: Final = {"add": "steered along", "clamp": "with clamped latents of", "project_out": "without"}
+_DONE: Final = {"add": ("steered along", ""), "clamp": ("with latents of", "clamped"), "project_out": ("with", "taken out")}
 _ACTIONS: Final = {
     "add": "the strength times the direction is added to the activations",
     "clamp": "the latents are set to the strength times their highest value; what their autoencoder does not rebuild is left as it is",
@@ -38,12 +38,12 @@ class Written:
 
 @dataclass(frozen=True)
 class ExperimentView:
-    """An experiment. `columns` of what was written are strengths, None for the model as it is; `left_out` more prompts are in `evidence.json`; `redacted`: a
-    text is missing."""
+    """An experiment. `done` stands before and after the detector's name; `columns` of what was written are strengths, None for the model as it is; `left_out` more
+    prompts are in `evidence.json`; `redacted`: a text is missing."""
 
     number: int
     record: ExperimentRecord
-    done: str
+    done: tuple[str, str]
     action: str
     place: str
     tokens: str
@@ -66,7 +66,7 @@ def experiment_view(place: int, experiment: ExperimentRecord, claims: Iterable[C
         record=experiment,
         done=_DONE[experiment.action],
         action=_ACTIONS[experiment.action],
-        place=experiment.hook_point if experiment.layer is None else f"{experiment.hook_point} {experiment.layer}",
+        place=_place(experiment),
         tokens=_TOKENS.get(experiment.tokens, experiment.tokens),
         unit=_unit(experiment),
         chart=dose_chart(experiment),
@@ -77,6 +77,12 @@ def experiment_view(place: int, experiment: ExperimentRecord, claims: Iterable[C
         left_out=max(len(written) - texts, 0),
         redacted=any(each.text is None for each in experiment.generations),
     )
+
+
+def _place(experiment: ExperimentRecord) -> str:
+    if experiment.hook_point == "everywhere":
+        return "everywhere that the residual stream is written"
+    return experiment.hook_point if experiment.layer is None else f"{experiment.hook_point} {experiment.layer}"
 
 
 def _unit(experiment: ExperimentRecord) -> str:

@@ -273,6 +273,7 @@ def experiments(*, texts_shown: bool = True, hostile: bool = False) -> tuple[Bui
         (first, "kl", "<=", 0.05, 1.0),
         (first, "loss_change", "<=", 0.06, 1.0),
         (second, "change", ">=", 0.2, 1.0),
+        (second, "slope", ">", 0.0, None, True),
     ]
     made = [claim(build, audit, index, *part) for index, part in enumerate(parts)]
     worst = Verdict.worst([each.verdict for each in made])
