@@ -38,8 +38,8 @@ class Written:
 
 @dataclass(frozen=True)
 class ExperimentView:
-    """An experiment. `done` stands before and after the detector's name; `columns` of what was written are strengths, None for the model as it is; `left_out` more
-    prompts are in `evidence.json`; `redacted`: a text is missing."""
+    """An experiment. `done` stands before and after the detector's name; `columns` of what was written are strengths, None for the model as it is; `left_out`
+    more prompts are in `evidence.json`; `redacted`: a text is missing."""
 
     number: int
     record: ExperimentRecord

@@ -21,7 +21,7 @@ from mi_audit.evidence.samples import SCHEMA, Arm, SampleTable
 from mi_audit.stats.verdict import Verdict
 from tests.unit.bundles import ALPHA, DRAWS, HOSTILE, HOSTILE_PROMPT, Builder, Content, sha
 
-STRENGTHS = (-2.0, -1.0, 1.0, 2.0)
+STRENGTHS = (-2.0, -1.0, 1.0, 3.0)
 NEUTRAL = "neutral_text"
 FIRST_NULL, SECOND_NULL = "shuffled labels", "covariance-matched random"
 RUNGS = {
@@ -269,7 +269,7 @@ def experiments(*, texts_shown: bool = True, hostile: bool = False) -> tuple[Bui
         (first, "smallest_step", ">", 0.0, None, True),
         (first, "sign_reversal", ">", 0.0),
         (first, "change", "<=", -0.5, -2.0),
-        (first, "change", ">", 0.0, 2.0, True),
+        (first, "change", ">", 0.0, 3.0, True),
         (first, "kl", "<=", 0.05, 1.0),
         (first, "loss_change", "<=", 0.06, 1.0),
         (second, "change", ">=", 0.2, 1.0),

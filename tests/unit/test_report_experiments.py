@@ -83,7 +83,7 @@ def test_numbers_lie_where_their_axis_has_them(shipped, record):
     up = np.polyfit(*zip(*ticks, strict=True), 1)
     strengths = [(float(at), float(label.replace("−", "-"))) for at, label in re.findall(r'<text x="([\d.]+)%" y="272">([^<]*)</text>', drawing)]
     across = np.polyfit(*zip(*strengths, strict=True), 1)
-    assert [label for _, label in strengths] == [-2, -1, 0, 1, 2, 4]
+    assert [label for _, label in strengths] == [-2, -1, 0, 1, 3, 4]
     measured = record.points[:-1]
     dots = places(drawing, "circle", "point", "cx", "cy")
     assert np.polyval(across, [x for x, _ in dots]) == pytest.approx([point.strength for point in measured], abs=0.01)
@@ -99,7 +99,7 @@ def test_numbers_lie_where_their_axis_has_them(shipped, record):
         bands = [next(band for band in point.nulls if band.name == name) for point in measured]
         highs, lows = ([0.0 if at is None else getattr(at, side) for at in (*bands[:2], None, *bands[2:])] for side in ("high", "low"))
         assert np.polyval(up, edge[:, 1]) == pytest.approx([*highs, *reversed(lows)], abs=0.01)
-        assert np.polyval(across, edge[:, 0]) == pytest.approx([-2, -1, 0, 1, 2, 2, 1, 0, -1, -2], abs=0.01)
+        assert np.polyval(across, edge[:, 0]) == pytest.approx([-2, -1, 0, 1, 3, 3, 1, 0, -1, -2], abs=0.01)
 
 
 def test_a_line_breaks_where_a_strength_failed(made):
@@ -169,8 +169,8 @@ def test_the_bound_is_drawn_and_said(shipped, record):
 
 def test_texts_stand_side_by_side_or_are_redacted(shipped, hostile):
     written = re.search(r'<table class="written">.*?</table>', shipped, re.DOTALL)[0]
-    assert re.findall(r'<th scope="col">([^<]*)', written) == ["Prompt", "strength −2", "as it is", "strength 2"]
-    assert [re.match(r"Answer at (\S+)\.\n", text)[1] for text in re.findall(r"<td><bdi>([^<]*)", written)] == ["-2.0", "None", "2.0"] * 2
+    assert re.findall(r'<th scope="col">([^<]*)', written) == ["Prompt", "strength −2", "as it is", "strength 3"]
+    assert [re.match(r"Answer at (\S+)\.\n", text)[1] for text in re.findall(r"<td><bdi>([^<]*)", written)] == ["-2.0", "None", "3.0"] * 2
     assert "Answer at" not in hostile
     content = bundles_dose.experiments(texts_shown=False, hostile=True)[2]
     digests = [each.digest for each in content.run.experiments[0].generations]
@@ -201,7 +201,7 @@ def test_every_claim_leads_to_its_experiment_and_is_named_in_words(shipped, made
         "slope() > null.slope()",
         "slope of the effect per unit of strength ≥ 0.5",
         "change of the effect ≤ −0.5 at strength −2",
-        "change() > null.change() at strength 2",
+        "change() > null.change() at strength 3",
         "KL divergence, nats per token ≤ 0.05 at strength 1 on neutral_text",
     ):
         assert f"dishonesty on questions: {words}" in page.text
