@@ -14,6 +14,7 @@ from mi_audit.reporting.text import number
 
 _MARGIN: Final = 9.0
 _APART: Final = 4.5
+_BESIDE: Final = 2.5
 
 Path = tuple[tuple[float, float], ...]
 """Vertices (x, y)."""
@@ -32,7 +33,7 @@ class Dot:
 @dataclass(frozen=True)
 class Band:
     """A null over the strengths: `areas` from its low to its high quantile, `medians` along its median; where the model as it is stands for 0, all are 0 there.
-    `bars` (x, low, high): strengths without a neighbour to be joined to."""
+    `bars` (x, low, high): strengths without a neighbour to be joined to, each null beside the dot, not under it."""
 
     name: str
     draws: int
@@ -118,7 +119,7 @@ def dose_chart(experiment: ExperimentRecord) -> DoseChart:
     return DoseChart(
         dots=tuple(dots),
         lines=_lines([(strength, None if point is None else point.change) for strength, point in measured], experiment.origin, across, up),
-        bands=tuple(_band(name, draws, points, experiment.origin, across, up) for name, draws in names),
+        bands=tuple(_band(*name, points, experiment.origin, across, up, beside) for beside, name in enumerate(names, start=1)),
         direct=_lines(direct, experiment.origin, across, up),
         direct_dots=tuple((across.at(strength), _height(up, value)) for strength, value in direct if value is not None),
         failed=tuple((across.at(point.strength), point) for point in points if point.failed is not None),
@@ -191,7 +192,7 @@ def _is_within(point: _Bounded, op: str, threshold: float) -> bool:
             return point.low > threshold
 
 
-def _band(name: str, draws: int, points: Sequence[DosePoint], origin: bool, across: Axis, up: Axis) -> Band:
+def _band(name: str, draws: int, points: Sequence[DosePoint], origin: bool, across: Axis, up: Axis, beside: int) -> Band:
     found = [(point.strength, next((band for band in point.nulls if (band.name, band.draws) == (name, draws)), None)) for point in points]
     lows, medians, highs = (
         _lines([(strength, None if band is None else getattr(band, edge)) for strength, band in found], origin, across, up, alone=True)
@@ -202,7 +203,7 @@ def _band(name: str, draws: int, points: Sequence[DosePoint], origin: bool, acro
         draws=draws,
         areas=tuple((*high, *reversed(low)) for low, high in zip(lows, highs, strict=True) if len(low) > 1),
         medians=tuple(line for line in medians if len(line) > 1),
-        bars=tuple((low[0][0], low[0][1], high[0][1]) for low, high in zip(lows, highs, strict=True) if len(low) == 1),
+        bars=tuple((round(low[0][0] + beside * _BESIDE, 2), low[0][1], high[0][1]) for low, high in zip(lows, highs, strict=True) if len(low) == 1),
     )
 
 
