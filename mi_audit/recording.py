@@ -426,7 +426,7 @@ def _claim(result: AuditResult, index: int, decided: DecidedClaim, bench: "Bench
         pairs=spec.pairs,
         strength=None if dose is None else dose.strength,
         over_null=dose is not None and dose.over_null,
-        on=None if dose is None or dose.neutral is None else dose.neutral.name,
+        on=None if dose is None or dose.neutral is None else lab.measured_on(dose).name,
         op=decided.planned.spec.op,
         threshold=claim.threshold,
         text=claim.text,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from mi_audit.evidence import experiments as e
+from mi_audit.evidence.experiments import AS_IT_IS, DIRECT, condition
 from mi_audit.evidence.samples import DETECTOR, Arm, SampleTable
 from mi_audit.plan.digest import digest_of
 from mi_audit.plan.steering import SteerSpec
@@ -18,14 +19,6 @@ if TYPE_CHECKING:
     from mi_audit.causal.laboratory import Laboratory
     from mi_audit.stats.checks import Floats
     from mi_audit.stats.estimate import Estimate
-
-AS_IT_IS = "as it is"
-"""The condition of the model without the change."""
-
-
-def condition(strength: float) -> str:
-    """How `samples.parquet` names a strength."""
-    return f"strength={strength:g}"
 
 
 def experiment_record(spec: SteerSpec, lab: "Laboratory", *, alpha: float, texts_shown: bool) -> e.ExperimentRecord:
@@ -81,7 +74,7 @@ def add_experiment(spec: SteerSpec, lab: "Laboratory", table: SampleTable) -> No
         arms.append(Arm(DETECTOR, made.values[row][None], condition=condition(strength)))
         arms += [Arm(f"null: {name}", draws[:, row], condition=condition(strength)) for name, draws in made.nulls.items()]
         if made.direct is not None:
-            arms.append(Arm("direct", made.direct[row][None], condition=condition(strength)))
+            arms.append(Arm(DIRECT, made.direct[row][None], condition=condition(strength)))
     _add(table, spec.digest, made.suite, arms)
 
 

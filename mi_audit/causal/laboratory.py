@@ -105,6 +105,13 @@ class Laboratory:
                 strengths = self._made[spec].strengths
                 yield quantity, suite, {strength: self._estimated(quantity, suite, changes[row]) for row, strength in enumerate(strengths)}
 
+    def measured_on(self, spec: DoseSpec) -> Suite:
+        """The prompts of which a quantity was estimated, after any limit."""
+        if spec.neutral is None:
+            return self.experiment(spec.reading).suite
+        assert is_side(spec.quantity)
+        return self._side[spec.reading, spec.quantity, spec.neutral][0]
+
     def side_values(self, spec: SteerSpec) -> Iterable[tuple[SideQuantity, Suite, Floats, Floats]]:
         """The numbers behind `side_effects`: of the model as it is [n], and their changes [S, n]."""
         return ((quantity, suite, base, changes) for (of, quantity, _), (suite, base, changes) in self._side.items() if of == spec)

@@ -56,32 +56,38 @@ def _problems(run: RunRecord) -> Iterator[str]:
 def _references(run: RunRecord) -> Iterator[str]:
     yield from _twice("audit", (audit.id for audit in run.audits))
     yield from _twice("claim", (claim.id for claim in run.claims))
-    yield from _twice("reading", (reading.id for reading in run.readings))
+    yield from _twice("reading or experiment", [*(reading.id for reading in run.readings), *(experiment.id for experiment in run.experiments)])
     yield from _twice("detector", (detector.digest for detector in run.detectors))
     yield from _twice("suite", (suite.digest for suite in run.suites))
     detectors = {detector.digest for detector in run.detectors}
     suites = {suite.digest for suite in run.suites}
-    yield from _twice("experiment", (experiment.id for experiment in run.experiments))
     measured: dict[str, ReadingRecord | ExperimentRecord] = {reading.id: reading for reading in run.readings}
-    measured |= {experiment.id: experiment for experiment in run.experiments}
-    for reading in run.readings:
-        if reading.detector_digest not in detectors:
-            yield f"reading {reading.id} uses the detector {reading.detector!r}, which is not recorded"
-        if reading.suite_digest not in suites:
-            yield f"reading {reading.id} uses the suite {reading.suite!r}, which is not recorded"
+    measured.update({experiment.id: experiment for experiment in run.experiments})
+    for record in measured.values():
+        kind = _kind(record)
+        if record.detector_digest not in detectors:
+            yield f"{kind} {record.id} uses the detector {record.detector!r}, which is not recorded"
+        if record.suite_digest not in suites:
+            yield f"{kind} {record.id} uses the suite {record.suite!r}, which is not recorded"
     for claim in run.claims:
-        read = measured.get(claim.reading)
-        if read is None:
-            yield f"claim {claim.id} rests on the measurement {claim.reading}, which is not recorded"
-        elif _subject(read) != _subject(claim):
-            yield f"claim {claim.id} names another detector or suite than its reading"
-        elif claim.n is not None and claim.on is None and claim.n > read.n:
-            yield f"claim {claim.id} counts {claim.n} prompts, its reading {read.n}"
+        if claim.reading not in measured:
+            yield f"claim {claim.id} rests on the reading {claim.reading}, which is not recorded"
+            continue
+        record = measured[claim.reading]
+        kind = _kind(record)
+        if _subject(record) != _subject(claim):
+            yield f"claim {claim.id} names another detector or suite than its {kind}"
+        elif claim.n > record.n and (kind == "reading" or claim.on is None):
+            yield f"claim {claim.id} counts {claim.n} prompts, its {kind} {record.n}"
     made = [(claim.id, claim.audit) for claim in run.claims]
     listed = [(claim, audit.id) for audit in run.audits for claim in audit.claims]
     if sorted(made) != sorted(listed):
         odd = min(set(made) ^ set(listed), default=("", ""))
         yield f"claim {odd[0]} of {odd[1]} is recorded without being listed by its audit, or listed without being recorded"
+
+
+def _kind(record: ReadingRecord | ExperimentRecord) -> str:
+    return "reading" if isinstance(record, ReadingRecord) else "experiment"
 
 
 def _subject(record: ReadingRecord | ExperimentRecord | ClaimRecord) -> tuple[str, str, str, str]:
@@ -188,14 +194,13 @@ def _saes(run: RunRecord) -> Iterator[str]:
 
 def _experiments(run: RunRecord) -> Iterator[str]:
     """Experiments that were finished, at strengths that were measured, bear claims; no others do."""
-    detectors, suites = {detector.digest for detector in run.detectors}, {suite.digest for suite in run.suites}
+    suites = {suite.digest for suite in run.suites}
     claims: dict[str, list[ClaimRecord]] = {}
     for claim in run.claims:
         claims.setdefault(claim.reading, []).append(claim)
     for each in run.experiments:
-        used = {each.suite_digest, *(curve.suite_digest for curve in each.side_effects)}
-        if each.detector_digest not in detectors or not used <= suites:
-            yield f"experiment {each.id} uses the detector {each.detector!r} or a suite that is not recorded"
+        if not {curve.suite_digest for curve in each.side_effects} <= suites:
+            yield f"experiment {each.id} has a side effect on a suite that is not recorded"
         strengths = [point.strength for point in each.points]
         if strengths != sorted(set(strengths)) or not strengths:
             yield f"the strengths of the experiment {each.id} do not ascend"

@@ -1,8 +1,18 @@
 """Records of experiments: what was steered, clamped or ablated, and what came of it."""
 
-from typing import Literal
+from typing import Final, Literal
 
 from mi_audit.evidence.fields import Count, Digest, Flag, Name, Number, Record, Text
+
+AS_IT_IS: Final = "as it is"
+"""The condition in `samples.parquet` of the model without a change."""
+DIRECT: Final = "direct"
+"""The arm in `samples.parquet` of the vector that is added behind the last block."""
+
+
+def condition(strength: float) -> str:
+    """How `samples.parquet` names a strength."""
+    return f"strength={strength:.12g}"
 
 
 class NullBand(Record):

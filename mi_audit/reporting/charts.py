@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from mi_audit.evidence.records import BaselineRecord, ClaimRecord, NullRecord
 from mi_audit.reporting.axis import Axis, Tick
 from mi_audit.reporting.text import SHARES, quantity_name
+from mi_audit.stats.claim import EFFECTS
 
 
 @dataclass(frozen=True)
 class NullLane:
-    """A null: from its median to its quantile 1 − alpha, in percent of the width."""
+    """A null: from its median to its quantile towards the claim, in percent of the width. `observed` is what is held against its draws, where that is not the
+    estimate itself but what the estimate is the excess of."""
 
     record: NullRecord
     start: float
     end: float
+    observed: float | None
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,15 @@ class IntervalPlot:
 def interval_plots(claims: Sequence[ClaimRecord]) -> dict[str, IntervalPlot]:
     """A plot for each claim of an audit, by its id.
 
-    Claims on shares (AUROC, recall, rate, accuracy) have one axis; each other quantity has its own, since its scale is its own.
+    Claims on shares (AUROC, recall, rate, accuracy) have one axis; each other quantity has its own, since its scale is its own, and that of an effect one for
+    each experiment.
     """
-    scales: dict[str, list[ClaimRecord]] = {}
+    scales: dict[tuple[str, str], list[ClaimRecord]] = {}
     for claim in claims:
-        scales.setdefault("share" if claim.quantity in SHARES else claim.quantity, []).append(claim)
+        key = ("share", "") if claim.quantity in SHARES else (claim.quantity, claim.reading if claim.quantity in EFFECTS else "")
+        scales.setdefault(key, []).append(claim)
     plots = {}
-    for scale, members in scales.items():
+    for (scale, _), members in scales.items():
         axis = Axis.over((number for claim in members for number in _numbers(claim)), (0.0, 1.0) if scale == "share" else None)
         for claim in members:
             plots[claim.id] = _plot(claim, "share" if scale == "share" else quantity_name(scale), axis)
@@ -60,7 +65,7 @@ def interval_plots(claims: Sequence[ClaimRecord]) -> dict[str, IntervalPlot]:
 
 def _numbers(claim: ClaimRecord) -> Iterator[float]:
     yield from (number for number in (claim.value, claim.low, claim.high, claim.threshold) if number is not None)
-    yield from (number for null in claim.nulls for number in (null.median, null.high))
+    yield from (number for null in claim.nulls for number in (null.median, null.high, *([null.observed] if claim.over_null else [])))
     yield from (number for other in claim.baselines for number in (other.low, other.high))
 
 
@@ -77,11 +82,11 @@ def _plot(claim: ClaimRecord, scale: str, axis: Axis) -> IntervalPlot:
         value=place(claim.value),
         low=place(claim.low),
         high=place(claim.high),
-        nulls=tuple(_null(null, axis.at(null.median), axis.at(null.high)) for null in claim.nulls),
+        nulls=tuple(_null(null, axis.at(null.median), axis.at(null.high), axis.at(null.observed) if claim.over_null else None) for null in claim.nulls),
         baselines=tuple(BaselineLane(other, axis.at(other.value), axis.at(other.low), axis.at(other.high)) for other in claim.baselines),
     )
 
 
-def _null(record: NullRecord, median: float, high: float) -> NullLane:
+def _null(record: NullRecord, median: float, high: float, observed: float | None) -> NullLane:
     start = min(median, high)
-    return NullLane(record, start, round(max(median, high, start + 0.4), 2))
+    return NullLane(record, start, round(max(median, high, start + 0.4), 2), observed)

@@ -41,10 +41,11 @@ def scope(run: RunRecord) -> str:
     model = f"{run.model.ref} ({run.model.architecture}, {magnitude(run.model.parameters)} parameters)" if run.model else "The model"
     if not run.claims:
         return f"{model}: no claim was decided."
+    changed = f", and {plural(len(run.experiments), 'experiment')} changed the model along them" if run.experiments else ""
     return (
         f"{plural(len(run.detectors), 'detector')} inside {model} {'was' if len(run.detectors) == 1 else 'were'} read on {plural(prompts, 'prompt')} of"
-        f" {plural(len(read), 'suite')}; {plural(len(run.claims), 'claim')} decided, {by_model} about the model and {len(run.claims) - by_model} about the"
-        f" instruments. Each wrongly passes with probability at most {number(100 * run.plan.alpha)}\u00a0%."
+        f" {plural(len(read), 'suite')}{changed}; {plural(len(run.claims), 'claim')} decided, {by_model} about the model and"
+        f" {len(run.claims) - by_model} about the instruments. Each wrongly passes with probability at most {number(100 * run.plan.alpha)}\u00a0%."
     )
 
 
@@ -67,7 +68,8 @@ def tallies(run: RunRecord) -> tuple[Tally, ...]:
 
 def facts(run: RunRecord) -> dict[str, bool]:
     """What holds of the run and what does not, by the names that `limits.json` uses in `when`; `method:…` and `kind:…` of the detectors used hold."""
-    quantities = {claim.quantity for claim in run.claims}
+    experiments = {experiment.id for experiment in run.experiments}
+    quantities = {claim.quantity for claim in run.claims if claim.reading not in experiments}
     verdicts = {audit.verdict for audit in run.audits}
     by_model = any(claim.about == "model" for claim in run.claims)
     used = {f"kind:{detector.kind}" for detector in run.detectors} | {f"method:{detector.method}" for detector in run.detectors if detector.method}
@@ -86,6 +88,15 @@ def facts(run: RunRecord) -> dict[str, bool]:
         "nulls": any(claim.nulls for claim in run.claims),
         "no-controls": any(not claim.nulls for claim in run.claims),
         "baselines": any(claim.baselines for claim in run.claims),
+        "experiments": bool(run.experiments),
+        "no-experiments": not run.experiments,
+        "experiment-nulls": any(point.nulls for experiment in run.experiments for point in experiment.points),
+        "side-effects": any(experiment.side_effects for experiment in run.experiments),
+        "generations": any(experiment.generations for experiment in run.experiments),
+        "clamps": any(experiment.action == "clamp" for experiment in run.experiments),
+        "ablations": any(experiment.action == "project_out" for experiment in run.experiments),
+        "functions": any(not experiment.recomputable for experiment in run.experiments),
+        "ladders": bool(run.ladders),
         "quantity:auroc": "auroc" in quantities,
         "quantity:thresholded": bool(quantities & (SHARES - {"auroc"})),
         "quantity:difference": bool(quantities - SHARES),

@@ -2,7 +2,9 @@
 
 from typing import Final
 
+from mi_audit.evidence.experiments import AS_IT_IS, ExperimentRecord, condition
 from mi_audit.evidence.records import ClaimRecord
+from mi_audit.stats.claim import EFFECTS
 
 _SHARE: Final = "avg(CASE WHEN {} THEN 1.0 ELSE 0.0 END)"
 _PLAIN: Final = {
@@ -34,14 +36,39 @@ WITH counted AS (
   {source}
 )
 SELECT (1 - 3.0 / (4.0 * (p + q - 2) - 1)) * (a - b) / sqrt((aa - p * a * a + bb - q * b * b) / (p + q - 2)) AS effect_size FROM counted"""
+_EFFECT_MEANS: Final = """\
+WITH dose(condition, strength) AS (
+  VALUES {doses}
+), effect AS (
+  SELECT condition, strength, {mean} AS mean
+  FROM 'samples.parquet' JOIN dose USING (condition)
+  WHERE measurement = '{measurement}' AND arm IN ({arms})
+  GROUP BY condition, strength
+)
+"""
+_OF_MEANS: Final = {
+    "slope": "SELECT regr_slope(mean, strength) AS slope FROM effect",
+    "change": "SELECT max(mean) FILTER (WHERE condition = '{at}') - max(mean) FILTER (WHERE condition = 'as it is') AS change FROM effect",
+    "smallest_step": "SELECT min(step) AS smallest_step FROM (SELECT mean - lag(mean) OVER (ORDER BY strength) AS step FROM effect)",
+    "sign_reversal": """\
+SELECT least(max(mean) FILTER (WHERE condition = '{highest}') - max(mean) FILTER (WHERE condition = 'as it is'),
+             max(mean) FILTER (WHERE condition = 'as it is') - max(mean) FILTER (WHERE condition = '{lowest}')) AS sign_reversal FROM effect""",
+}
+_SIDE: Final = "SELECT max(mean) FILTER (WHERE condition = '{at}') - max(mean) FILTER (WHERE condition = 'as it is') AS {quantity} FROM effect"
 _ROWS: Final = 'SELECT prompt, "group", label, value, threshold\n{source}\nORDER BY value DESC'
 
 
-def query(claim: ClaimRecord) -> str:
+def query(claim: ClaimRecord, experiment: ExperimentRecord | None = None) -> str:
     """SQL (DuckDB's, run in the bundle's folder) that gives the claim's point estimate; of a quantity that is unknown here, the rows it rests on.
 
     The effect size uses the common approximation of Hedges's correction, and so agrees to about four digits.
+
+    Args:
+        claim: the claim.
+        experiment: what it rests on, where that is an experiment.
     """
+    if experiment is not None and (claim.quantity in EFFECTS or claim.on is not None):
+        return _of_experiment(claim, experiment)
     source = f"FROM 'samples.parquet' WHERE measurement = '{claim.reading}' AND arm = 'detector' AND condition = ''"
     match claim.quantity:
         case "auroc":
@@ -55,3 +82,34 @@ def query(claim: ClaimRecord) -> str:
             return f"SELECT {expression} AS {quantity}\n{source}{where}"
         case _:
             return _ROWS.format(source=source)
+
+
+def _of_experiment(claim: ClaimRecord, experiment: ExperimentRecord) -> str:
+    """Every prompt is there at every strength, so that the quantity of the means over prompts is the mean over prompts."""
+    at = "" if claim.strength is None else condition(claim.strength)
+    if claim.quantity not in EFFECTS:
+        measurement = next((curve.id for curve in experiment.side_effects if (curve.quantity, curve.suite) == (claim.quantity, claim.on)), experiment.id)
+        doses = ", ".join(f"('{name}', 0)" for name in (at, AS_IT_IS))
+        return _EFFECT_MEANS.format(doses=doses, mean="avg(value)", measurement=measurement, arms="'detector'") + _SIDE.format(quantity=claim.quantity, at=at)
+    strengths = [point.strength for point in experiment.points if point.failed is None]
+    doses = {condition(strength): strength for strength in strengths}
+    if experiment.origin or claim.quantity in ("change", "sign_reversal"):
+        doses[AS_IT_IS] = 0.0
+    arms, mean = ["'detector'"], "avg(value)"
+    null = next((null for null in claim.nulls if null.decides), None)
+    if claim.over_null and null is not None:
+        arms.append(_quoted(f"null: {null.name}"))
+        own, drawn = (f"avg(value) FILTER (WHERE arm = {arm})" for arm in arms)
+        mean = f"{own} - coalesce({drawn}, {own})"
+    means = _EFFECT_MEANS.format(
+        doses=", ".join(f"('{condition}', {strength!r})" for condition, strength in doses.items()),
+        mean=mean,
+        measurement=experiment.id,
+        arms=", ".join(arms),
+    )
+    ends = {"lowest": condition(strengths[0]), "highest": condition(strengths[-1])} if strengths else {"lowest": "", "highest": ""}
+    return means + _OF_MEANS[claim.quantity].format(at=at, **ends)
+
+
+def _quoted(name: str) -> str:
+    return "'" + name.replace("'", "''") + "'"

@@ -10,7 +10,19 @@ _HIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 _BLANK: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")
 _SELECTORS: Final = ((0x180B, 0x180F), (0xFE00, 0xFE0F), (0xE0100, 0xE01EF))
 SHARES: Final = frozenset({"auroc", "recall", "rate", "accuracy"})
-_QUANTITIES: Final = {"auroc": "AUROC", "effect_size": "effect size (Hedges' g)"}
+"""Quantities of an experiment's effect, on a scale of its own."""
+_QUANTITIES: Final = {
+    "auroc": "AUROC",
+    "effect_size": "effect size (Hedges' g)",
+    "slope": "slope of the effect per unit of strength",
+    "change": "change of the effect",
+    "smallest_step": "smallest step of the effect",
+    "sign_reversal": "sign reversal of the effect",
+    "kl": "KL divergence, nats per token",
+    "loss_change": "change of the loss, nats per token",
+    "repetition_change": "change of the share of repeated 4-grams",
+    "capability_change": "change of the share of questions answered right",
+}
 _OPERATORS: Final = {">=": "≥", "<=": "≤", ">": ">", "<": "<"}
 
 

@@ -6,40 +6,47 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 from mi_audit.errors import EvidenceError
+from mi_audit.evidence.experiments import ExperimentRecord
+from mi_audit.evidence.ladder import LadderRecord
 from mi_audit.evidence.records import AuditRecord, ClaimRecord, DetectorRecord, ReadingRecord, RunRecord, SuiteRecord, VolatileRecord
+from mi_audit.evidence.samples import DETECTOR
 from mi_audit.evidence.store import Bundle
 from mi_audit.reporting import catalogue, facts
 from mi_audit.reporting.charts import IntervalPlot, interval_plots
 from mi_audit.reporting.charts_sweep import SweepView, sweep_views
+from mi_audit.reporting.experiments import ExperimentView, experiment_view
 from mi_audit.reporting.queries import query
 from mi_audit.reporting.readings import ReadingView, Scores
 
-_Item = TypeVar("_Item")
+_Measured = TypeVar("_Measured", ReadingRecord, ExperimentRecord)
 
 
 @dataclass(frozen=True)
 class Detail:
-    """How much is printed in full, and tokens per heat strip; the rest is counted and left to the Parquet. What did not pass comes first."""
+    """How much is printed in full, tokens per heat strip, and of an experiment prompts after which it is shown what the model wrote; the rest is counted and
+    left to the Parquet. What did not pass comes first."""
 
     cards: int
     readings: int
+    experiments: int
     rows: int
     tokens: int
+    written: int
 
 
 DETAILS: Final = (
-    Detail(150, 80, 2_000, 200),
-    Detail(150, 80, 2_000, 100),
-    Detail(60, 40, 1_000, 40),
-    Detail(30, 15, 500, 40),
-    Detail(10, 5, 150, 40),
-    Detail(3, 2, 40, 0),
+    Detail(150, 80, 60, 2_000, 200, 10),
+    Detail(150, 80, 40, 2_000, 100, 5),
+    Detail(60, 40, 20, 1_000, 40, 3),
+    Detail(30, 15, 10, 500, 40, 3),
+    Detail(10, 5, 4, 150, 40, 3),
+    Detail(3, 2, 1, 40, 0, 3),
 )
 
 
 @dataclass(frozen=True)
 class ClaimView:
-    """A claim with where to find what it rests on. `reading` is None where the reading is left to the Parquet."""
+    """A claim with where to find what it rests on, a reading or an experiment; both are None where that is left to the Parquet."""
 
     anchor: str
     audit: "AuditRecord"
@@ -47,6 +54,7 @@ class ClaimView:
     query: str
     plot: IntervalPlot
     reading: int | None
+    experiment: int | None
     worst: tuple[tuple[str, str], ...]
 
 
@@ -79,6 +87,15 @@ class ClaimTable:
 
 
 @dataclass(frozen=True)
+class Ladders:
+    """The detectors on the evidence ladder, and the place in the report of every claim that a rung names; `left_out` more are in `evidence.json`."""
+
+    rows: tuple[LadderRecord, ...]
+    places: dict[str, tuple[str, str]]
+    left_out: int
+
+
+@dataclass(frozen=True)
 class Page:
     """The report."""
 
@@ -89,6 +106,7 @@ class Page:
     gate: str
     tallies: tuple[facts.Tally, ...]
     not_shown: tuple[catalogue.Limit, ...]
+    ladders: Ladders
     about_model: ClaimTable
     about_instruments: ClaimTable
     controls: tuple[ControlRow, ...]
@@ -99,6 +117,8 @@ class Page:
     carded: frozenset[int]
     readings: tuple[ReadingView, ...]
     readings_left_out: int
+    experiments: tuple[ExperimentView, ...]
+    experiments_left_out: int
     detectors: tuple[DetectorRecord, ...]
     suites: tuple[SuiteRecord, ...]
     limits: tuple[catalogue.Limit, ...]
@@ -116,9 +136,9 @@ def page(bundle: Bundle, scores: Scores, reports: Path, detail: Detail) -> Page:
     carded = _telling(run.audits, detail.cards)
     in_full = {audit.id for audit in carded}
     shown = {claim.reading for claim in run.claims if claim.audit in in_full}
-    readings = _telling_readings(run, shown, detail.readings)
+    readings, experiments = _telling_of(run.readings, run, shown, detail.readings), _telling_of(run.experiments, run, shown, detail.experiments)
     places = {reading.id: index for index, reading in enumerate(readings, start=1)}
-    views = _claim_views(run, numbers, places, scores, in_full)
+    views = _claim_views(run, numbers, places, {experiment.id: index for index, experiment in enumerate(experiments, start=1)}, scores, in_full)
     sweeps = sweep_views(((audit.id, [views[claim].claim for claim in audit.claims]) for audit in carded), run.detectors)
     brief = [(numbers[audit.id], audit) for audit in run.audits if audit.id not in in_full]
     return Page(
@@ -129,6 +149,7 @@ def page(bundle: Bundle, scores: Scores, reports: Path, detail: Detail) -> Page:
         gate=facts.gate(run),
         tallies=facts.tallies(run),
         not_shown=_that_hold(texts.not_shown, holds),
+        ladders=_ladders(run, views, numbers, in_full, detail.rows),
         about_model=_claim_table([view for view in views.values() if view.claim.about == "model"], detail.rows),
         about_instruments=_claim_table([view for view in views.values() if view.claim.about == "instrument"], detail.rows),
         controls=_controls(run, numbers, known, detail.rows),
@@ -139,6 +160,8 @@ def page(bundle: Bundle, scores: Scores, reports: Path, detail: Detail) -> Page:
         carded=frozenset(numbers[audit.id] for audit in carded),
         readings=tuple(scores.view(places[reading.id], reading, detail.tokens) for reading in readings),
         readings_left_out=len(run.readings) - len(readings),
+        experiments=tuple(experiment_view(index, experiment, run.claims, detail.written) for index, experiment in enumerate(experiments, start=1)),
+        experiments_left_out=len(run.experiments) - len(experiments),
         detectors=run.detectors[: detail.rows],
         suites=run.suites[: detail.rows],
         limits=_that_hold(texts.methods, holds),
@@ -159,32 +182,37 @@ def _telling(audits: Sequence[AuditRecord], limit: int) -> tuple[AuditRecord, ..
     return tuple(audit for audit in audits if audit.id in chosen)
 
 
-def _telling_readings(run: RunRecord, shown: set[str], limit: int) -> tuple[ReadingRecord, ...]:
+def _telling_of(records: Sequence[_Measured], run: RunRecord, shown: set[str], limit: int) -> tuple[_Measured, ...]:
+    """At most `limit` readings or experiments in their own order: those that audits in full rest on before others, what did not pass before what did."""
     worst: dict[str, int] = {}
     for claim in run.claims:
         worst[claim.reading] = max(worst.get(claim.reading, 0), claim.verdict.severity)
-    ranked = sorted(run.readings, key=lambda reading: (reading.id not in shown, -worst.get(reading.id, -1)))[:limit]
-    chosen = {reading.id for reading in ranked}
-    return tuple(reading for reading in run.readings if reading.id in chosen)
+    ranked = sorted(records, key=lambda record: (record.id not in shown, -worst.get(record.id, -1)))[:limit]
+    chosen = {record.id for record in ranked}
+    return tuple(record for record in records if record.id in chosen)
 
 
-def _claim_views(run: RunRecord, numbers: dict[str, int], places: dict[str, int], scores: Scores, carded: set[str]) -> dict[str, ClaimView]:
+def _claim_views(
+    run: RunRecord, numbers: dict[str, int], readings: dict[str, int], experiments: dict[str, int], scores: Scores, carded: set[str]
+) -> dict[str, ClaimView]:
     audits = {audit.id: audit for audit in run.audits}
-    readings = {reading.id: reading for reading in run.readings}
+    made = {experiment.id: experiment for experiment in run.experiments}
     by_audit: dict[str, list[ClaimRecord]] = {}
     for claim in run.claims:
         by_audit.setdefault(claim.audit, []).append(claim)
     plots = {name: plot for claims in by_audit.values() for name, plot in interval_plots(claims).items()}
     views = {}
     for claim in run.claims:
-        digests = scores.digests(readings[claim.reading]) if claim.audit in carded and claim.worst else {}
+        arm = DETECTOR if claim.on is None else f"side effect: {claim.quantity}"
+        digests = scores.digests(claim.reading, arm) if claim.audit in carded and claim.worst else {}
         views[claim.id] = ClaimView(
             anchor=f"claim-{numbers[claim.audit]}-{claim.index + 1}",
             audit=audits[claim.audit],
             claim=claim,
-            query=query(claim),
+            query=query(claim, made.get(claim.reading)),
             plot=plots[claim.id],
-            reading=places.get(claim.reading),
+            reading=readings.get(claim.reading),
+            experiment=experiments.get(claim.reading),
             worst=tuple((prompt, digests.get(prompt, "")) for prompt in claim.worst),
         )
     return views
@@ -194,6 +222,18 @@ def _claim_table(views: list[ClaimView], limit: int) -> ClaimTable:
     ranked = sorted(views, key=lambda view: -view.claim.verdict.severity)[:limit]
     chosen = {view.anchor for view in ranked}
     return ClaimTable(tuple(view for view in views if view.anchor in chosen), len(views) - len(chosen))
+
+
+def _ladders(run: RunRecord, views: dict[str, ClaimView], numbers: dict[str, int], carded: set[str], limit: int) -> Ladders:
+    """Every claim that a rung names by its number, `audit.claim`, and where it is."""
+    rows = run.ladders[:limit]
+    named = dict.fromkeys(claim for ladder in rows for rung in ladder.rungs for claim in rung.claims if claim in views)
+    places = {}
+    for name in named:
+        claim = views[name].claim
+        place = numbers[claim.audit]
+        places[name] = (f"{place}.{claim.index + 1}", views[name].anchor if claim.audit in carded else f"audit-{place}")
+    return Ladders(rows, places, len(run.ladders) - len(rows))
 
 
 def _controls(run: RunRecord, numbers: dict[str, int], known: dict[str, catalogue.Control], limit: int) -> tuple[ControlRow, ...]:
