@@ -1,8 +1,9 @@
 """Variants of a prompt whose lower blocks and first tokens are passed once equal whole passes of the same rows, and leave nothing in the model."""
 
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
-from threading import Barrier
+from threading import Barrier, Event
 
 import pytest
 import torch
@@ -251,19 +252,44 @@ def test_threads_read_side_by_side(tiny_llama):
     assert left_in(tiny_llama) == before
 
 
-def test_a_model_that_can_not_be_forked_is_passed_whole(tiny_folder):
+def test_hooks_wait_for_the_passes_of_other_threads(tiny_llama):
+    """torch bears no hook that comes or goes while a pass of another thread goes through the modules."""
+    here, there, begun, ended = At("resid_post", layer=1), At("resid_mid", layer=2), Event(), Event()
+
+    class Slow:
+        width = None
+
+        def __call__(self, acts):
+            begun.set()
+            time.sleep(0.2)
+            ended.set()
+            return acts
+
+    with ThreadPoolExecutor(1) as threads:
+        slow = threads.submit(read_variants, tiny_llama, IDS, LATE, [here], 1, lambda rows: [(here, Slow())], Read((13,), everything))
+        assert begun.wait(20)
+        with holding(tiny_llama, [there]):
+            assert ended.is_set()
+        slow.result(20)
+
+
+@pytest.mark.parametrize(
+    ("heard", "reason"),
+    [(lambda told: told.pop().mean() if told else 0.0, "logits are off by"), (lambda told: told.pop().mean(), "LlamaForCausalLM can't be passed otherwise")],
+)
+def test_a_model_that_can_not_be_forked_is_passed_whole(heard, reason, tiny_folder):
     """Its blocks tell each other something beside the residual stream."""
     model = load(str(tiny_folder), device="cpu", progress=False)
     first, last = (model.hook_points.decoder.blocks[layer].module for layer in (0, LAYERS - 1))
     told = []
     first.mlp.register_forward_hook(lambda module, args, output: told.append(output))
-    last.register_forward_hook(lambda module, args, output: output + told.pop())
+    last.register_forward_hook(lambda module, args, output: output + heard(told))
     place = At("resid_post", layer=2)
     vectors = torch.randn(VARIANTS, 32, generator=torch.Generator().manual_seed(0))
     ours = read_variants(model, IDS, LATE, [place], VARIANTS, lambda rows: [(place, Add(vectors[rows], 1.0))], Read((13,), everything))
     base, found = whole(model, LATE, [place], lambda rows: Add(vectors[rows], 1.0), (13,))
     assert off(ours[0], base) < WITHIN and off(ours[1], found) < WITHIN
-    assert how_passed(model, place).startswith("whole passes: ")
+    assert how_passed(model, place).startswith(f"whole passes: {reason}")
 
 
 def test_how_variants_are_passed_is_told(tiny_llama, tmp_path):
