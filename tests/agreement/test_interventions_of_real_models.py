@@ -92,7 +92,7 @@ def worst_of(model, bridge, points, clamp):
             places = [At(point, layer=layer) for layer in layers]
             made = pairs(model.hook_points.resolve(point, layers[0]).width, clamp if point == "resid_post" else None)
             prompts = []
-            for text, touched in PROMPTS:
+            for text, touched in PROMPTS if len(layers) == 1 else PROMPTS[1:]:
                 ids = tuple(model.tokenizer(text)["input_ids"])
                 prompts.append(worst_of_prompt(model, bridge, ids, [position % len(ids) for position in touched], places, made))
             whole, forked, moved = zip(*prompts, strict=True)
