@@ -29,6 +29,15 @@ class DetectorError(MiAuditError):
     """A detector can't be fitted, calibrated, saved or loaded. The message names the detector and the fix."""
 
 
+class NotFiniteError(DetectorError):
+    """What an intervention puts in, or what a model makes of it, is not finite. `variant` is the number of the first row or variant of which that is so, None
+    where it is the prompt as it is; weaken the strength there, or load the model in float32."""
+
+    def __init__(self, message: str, variant: int | None) -> None:
+        super().__init__(message)
+        self.variant = variant
+
+
 class StatisticsError(MiAuditError):
     """A quantity is undefined on the data given (one class only, too few groups). The message says what is missing."""
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mi_audit.engine.interventions import Intervention
-from mi_audit.errors import HookPointError
+from mi_audit.errors import HookPointError, NotFiniteError
 from mi_audit.plan.places import At
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ class Intervening:
 
         Raises:
             ValueError: a step at none of the places that were named before, or others are being applied already.
-            HookPointError: an intervention is made for another width than its place has; or, once the passes are done, none came by a place, or what was put
-                there is not finite. In a pass: a mask has another shape than the batch, or an intervention does not fit it.
+            HookPointError: an intervention is made for another width than its place has; or, once the passes are done, none came by a place. In a pass: a mask
+                has another shape than the batch, or an intervention does not fit it.
+            NotFiniteError: once the passes are done, what was put in is not finite; with the number of the first row where it is not.
         """
         if self._own.applied is not None:
             raise ValueError("other interventions are being applied: give all of them at once")
@@ -87,9 +88,11 @@ class Intervening:
             self._own.applied = None
         if missed := applied.steps.keys() - applied.finite.keys():
             raise HookPointError(f"no forward pass came by {', '.join(sorted(map(str, missed)))}, so nothing was changed there")
-        if overflown := [str(at) for at, finite in applied.finite.items() if not bool(finite)]:
-            raise HookPointError(
-                f"what interventions put in at {', '.join(overflown)} is not finite: {self._model.dtype} does not hold it, or what stood there was not finite"
+        if overflown := {at: int((~finite_R).nonzero()[0]) for at, finite_R in applied.finite.items() if not bool(finite_R.all())}:
+            raise NotFiniteError(
+                f"what interventions put in at {', '.join(map(str, overflown))} is not finite: {self._model.dtype} does not hold it, or what stood there was"
+                " not finite",
+                min(overflown.values()),
             )
 
     def _changed(self, at: At, acts_RLD: Tensor) -> Tensor | None:
@@ -105,14 +108,15 @@ class Intervening:
             new_RLD = torch.where(mask_RL1, step.intervention(new_RLD), new_RLD)
             touched_RL1 = touched_RL1 | mask_RL1
         changed = new_RLD.to(acts_RLD.dtype)
-        finite = (changed.isfinite() | ~touched_RL1).all()
-        applied.finite[at] = finite & applied.finite[at] if at in applied.finite else finite
+        finite_R = (changed.isfinite() | ~touched_RL1).flatten(start_dim=1).all(dim=1)
+        applied.finite[at] = finite_R & applied.finite[at] if at in applied.finite else finite_R
         return changed
 
 
 @dataclass(slots=True)
 class _Applied:
-    """The steps at each place, and, where a pass came by, whether all that was put in is finite (read once the passes are done: a GPU is not waited for)."""
+    """The steps at each place, and, where a pass came by, in which rows [R] all that was put in is finite (read once the passes are done: a GPU is not waited
+    for)."""
 
     steps: dict[At, list[Step]] = field(default_factory=dict)
     finite: dict[At, Tensor] = field(default_factory=dict)

@@ -35,7 +35,8 @@ class Intervention(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class Add:
-    """Activation addition (Turner et al., arXiv 2308.10248; contrastive: Rimsky et al., arXiv 2312.06681): h + α·v, with v [width] in one of three units.
+    """Activation addition (Turner et al., arXiv 2308.10248; contrastive: Rimsky et al., arXiv 2312.06681): h + α·v, with v [width], or [R, width] for each
+    row, in one of three units.
 
     "vector": v as it is. "norm": ‖h‖·v/‖v‖, so that α is what is added as a share of each token's own activation. A number s: s·v/‖v‖, such as the standard
     deviation of a detector's scores along v.
@@ -51,27 +52,30 @@ class Add:
     def __post_init__(self) -> None:
         require_finite("what is added", self.vector)
         require_finite("its strength", self.strengths)
-        if self.vector.dim() != 1:
-            raise DetectorError(f"what is added is one vector, not a tensor of shape {tuple(self.vector.shape)}")
+        if self.vector.dim() not in (1, 2):
+            raise DetectorError(f"what is added is one vector, or one for each row, not a tensor of shape {tuple(self.vector.shape)}")
         if self.unit not in ("vector", "norm") and (isinstance(self.unit, str) or not 0 < self.unit < float("inf")):
             raise DetectorError(f"the unit {self.unit!r} of a strength is neither 'vector' nor 'norm' nor a number above 0")
-        if self.unit != "vector" and not self.vector.any():
+        if self.unit != "vector" and not self.vector.any(dim=-1).all():
             raise DetectorError("what is added is a vector of length 0, which has no direction: fit the detector again, or add another")
 
     @property
     def width(self) -> int:
         """That of the vector."""
-        return self.vector.shape[0]
+        return self.vector.shape[-1]
 
     def __call__(self, acts_RLD: Tensor) -> Tensor:
-        """h + α·v. Raises HookPointError: another width, or another number of rows than strengths."""
+        """h + α·v. Raises HookPointError: another width, or another number of rows than of strengths or vectors."""
         require_width(self, acts_RLD)
-        vector_D, strengths_R11 = self.vector.to(acts_RLD), per_row(self.strengths, acts_RLD)
+        strengths_R11 = per_row(self.strengths, acts_RLD)
+        vector_R1D = self.vector.to(acts_RLD).reshape(-1, 1, self.width)
+        if self.vector.dim() == 2:
+            require_rows("vectors", self.vector, acts_RLD)
         if self.unit == "vector":
-            return acts_RLD + strengths_R11 * vector_D
+            return acts_RLD + strengths_R11 * vector_R1D
         length: Tensor | float = torch.linalg.vector_norm(acts_RLD, dim=-1, keepdim=True) if isinstance(self.unit, str) else self.unit
-        direction_D: Tensor = vector_D / torch.linalg.vector_norm(vector_D)
-        return acts_RLD + strengths_R11 * length * direction_D
+        direction_R1D: Tensor = vector_R1D / torch.linalg.vector_norm(vector_R1D, dim=-1, keepdim=True)
+        return acts_RLD + strengths_R11 * length * direction_R1D
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +151,8 @@ class Ablate:
 
 @dataclass(frozen=True, eq=False)
 class ProjectOut:
-    """Directional ablation (Arditi et al., arXiv 2406.11717): h − QᵀQh, with the rows of Q [k, width] an orthonormal basis of the directions [k, width].
+    """Directional ablation (Arditi et al., arXiv 2406.11717): h − s·QᵀQh, with the rows of Q [k, width] an orthonormal basis of the directions
+    [k, width], or [R, k, width] for each row, and s the share that is taken out, all of it by default.
 
     A model can write a direction again after it was taken out: take it out of all that writes to the residual stream (`embed`, every `attn_out` and `mlp_out`;
     where a norm follows these, of Gemma 2 and 3 and OLMo 2, the hook points stand after it, so its gain can't bring the direction back).
@@ -157,24 +162,30 @@ class ProjectOut:
     """
 
     directions: Tensor
+    share: Strengths = 1.0
     basis: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         require_finite("a direction", self.directions)
-        if self.directions.dim() != 2 or not len(self.directions):
-            raise DetectorError(f"directions are the rows of a matrix [k, width], not a tensor of shape {tuple(self.directions.shape)}")
+        require_finite("the share that is taken out", self.share)
+        if self.directions.dim() not in (2, 3) or not self.directions.numel():
+            raise DetectorError(
+                f"directions are the rows of a matrix [k, width], or of one for each row of a batch, not a tensor of shape {tuple(self.directions.shape)}"
+            )
         object.__setattr__(self, "basis", _orthonormal(self.directions))
 
     @property
     def width(self) -> int:
         """That of the directions."""
-        return self.directions.shape[1]
+        return self.directions.shape[-1]
 
     def __call__(self, acts_RLD: Tensor) -> Tensor:
-        """h − QᵀQh. Raises HookPointError: another width."""
+        """h − s·QᵀQh. Raises HookPointError: another width, or another number of rows than of directions or shares."""
         require_width(self, acts_RLD)
-        basis_KD = self.basis.to(acts_RLD)
-        return acts_RLD - (acts_RLD @ basis_KD.T) @ basis_KD
+        if self.directions.dim() == 3:
+            require_rows("directions", self.directions, acts_RLD)
+        basis = self.basis.to(acts_RLD)
+        return acts_RLD - per_row(self.share, acts_RLD) * ((acts_RLD @ basis.mT) @ basis)
 
 
 def require_finite(what: str, values: Strengths) -> None:
@@ -189,6 +200,12 @@ def require_width(intervention: Intervention, acts_RLD: Tensor) -> None:
         raise HookPointError(f"{type(intervention).__name__} is made for {intervention.width} numbers per token, and {acts_RLD.shape[-1]} stand there")
 
 
+def require_rows(what: str, given: Tensor, acts_RLD: Tensor) -> None:
+    """Raises HookPointError where what is given for each row is given for another number of them than the activation has."""
+    if len(given) != len(acts_RLD):
+        raise HookPointError(f"{what} for {len(given)} rows in a batch of {len(acts_RLD)}")
+
+
 def per_row(numbers: Strengths, acts_RLD: Tensor) -> Tensor:
     """One number for all rows, or one for each, where the activation is, [1 or R, 1, 1]. Raises HookPointError: another number of them than rows."""
     given = torch.as_tensor(numbers).to(acts_RLD)
@@ -197,17 +214,22 @@ def per_row(numbers: Strengths, acts_RLD: Tensor) -> Tensor:
     return given.reshape(-1, 1, 1)
 
 
-def _orthonormal(directions_KD: Tensor) -> Tensor:
-    """An orthonormal basis [k, width] float32 of the space that the directions span."""
-    rows = directions_KD.to("cpu", torch.float64)
-    norms = rows.norm(dim=1)
+def _orthonormal(directions: Tensor) -> Tensor:
+    """An orthonormal basis [..., k, width] float32 of the space that the directions [..., k, width] span, for each row of a batch."""
+    rows = directions.to("cpu", torch.float64)
+    norms = rows.norm(dim=-1)
     if not norms.all():
-        raise DetectorError(f"direction {int((norms == 0).nonzero()[0])} has length 0: leave it out")
-    # of row i the diagonal of R holds what is left of it once those before it are taken out; past the width nothing is left of any
-    Q, R = torch.linalg.qr((rows / norms[:, None]).T)
-    own = torch.zeros(len(rows), dtype=torch.float64)
-    own[: R.shape[0]] = R.diagonal().abs()
+        raise DetectorError(f"{_named((norms == 0).nonzero()[0])} has length 0: leave it out")
+    # of direction i the diagonal of R holds what is left of it once those before it are taken out; past the width nothing is left of any
+    Q, R = torch.linalg.qr((rows / norms[..., None]).mT)
+    own = torch.zeros_like(norms)
+    own[..., : R.shape[-2]] = R.diagonal(dim1=-2, dim2=-1).abs()
     if not (own >= _OWN_SHARE).all():
-        raise DetectorError(f"direction {int((own < _OWN_SHARE).nonzero()[0])} is a combination of those before it: leave it out")
-    basis_KD: Tensor = Q.T.to(torch.float32)
-    return basis_KD
+        raise DetectorError(f"{_named((own < _OWN_SHARE).nonzero()[0])} is a combination of those before it: leave it out")
+    basis: Tensor = Q.mT.to(torch.float32)
+    return basis
+
+
+def _named(index: Tensor) -> str:
+    *row, number = index.tolist()
+    return f"direction {number} of row {row[0]}" if row else f"direction {number}"

@@ -40,11 +40,16 @@ def longest_packable(config: Any) -> tuple[int, str]:
     kinds = set(getattr(config, "layer_types", None) or ())
     if unknown := sorted(kinds - KNOWN_LAYERS):
         return 0, f"its layers of the type {unknown[0]} don't work by an attention mask"
-    reach = [value for name in _WINDOWS if isinstance(value := getattr(config, name, None), int) and value > 0]
+    reach = reaches(config)
     if "sliding_attention" in kinds and not reach:
         return 0, "it has layers of the type sliding_attention, and its configuration does not tell how far they reach"
     context = getattr(config, "max_position_embeddings", None) or LONGEST_ROW
     return min([LONGEST_ROW, context, *reach, *lengths_apart(config)]), ""
+
+
+def reaches(config: Any) -> tuple[int, ...]:
+    """How many tokens back its local attention sees, as far as its configuration says so; none of a model without."""
+    return tuple(value for name in _WINDOWS if isinstance(value := getattr(config, name, None), int) and value > 0)
 
 
 def lengths_apart(config: Any) -> tuple[int, ...]:

@@ -7,8 +7,8 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from mi_audit.engine.interventions import require_finite, require_width
-from mi_audit.errors import DetectorError, HookPointError
+from mi_audit.engine.interventions import require_finite, require_rows, require_width
+from mi_audit.errors import DetectorError
 from mi_audit.plan.saes import SaeSpec
 from mi_audit.saes.encoding import Decoder, Encoder
 from mi_audit.saes.latents import weights_of
@@ -21,15 +21,17 @@ class ClampLatent:
 
     That is the decoded latents with fᵢ replaced by cᵢ, plus what the SAE fails to reconstruct of x: x itself where every latent keeps its value. Values
     [m], or [R, m] for each row of a batch, are in the latents' own unit, as `Encoder` gives them; k times a latent's maximum on a corpus says nothing without
-    the corpus's name.
+    the corpus's name. `chosen` bool [R, m]: those that are clamped in a row, where not all are; the others keep their value.
 
     Raises:
-        DetectorError: a transcoder or a contextual SAE; no latent, one twice, or one that the SAE does not have; values of another shape, or not finite.
+        DetectorError: a transcoder or a contextual SAE; no latent, one twice, or one that the SAE does not have; values of another shape, or not finite; a
+            choice of another shape or type.
     """
 
     sae: SaeSpec
     latents: tuple[int, ...]
     values: Tensor
+    chosen: Tensor | None = None
 
     def __post_init__(self) -> None:
         config, name = self.sae.config, self.sae.name
@@ -51,6 +53,11 @@ class ClampLatent:
                 f"{name}: values of shape {tuple(self.values.shape)} for {len(self.latents)} latents: give one for each, or a row of them for each row"
             )
         require_finite(f"{name}: what its latents are clamped to", self.values)
+        if self.chosen is not None and (self.chosen.dtype != torch.bool or self.chosen.dim() != 2 or self.chosen.shape[1] != len(self.latents)):
+            raise DetectorError(
+                f"{name}: which of {len(self.latents)} latents are clamped is said by a row of so many truth values for each row of a batch, not by"
+                f" {self.chosen.dtype} of shape {tuple(self.chosen.shape)}"
+            )
 
     @property
     def width(self) -> int:
@@ -61,15 +68,19 @@ class ClampLatent:
         """The activation with the latents clamped.
 
         Raises:
-            HookPointError: another width, or another number of rows than of values.
+            HookPointError: another width, or another number of rows than of values or choices.
             DetectorError: the SAE's files have changed since the plan was made, or are damaged.
         """
         require_width(self, acts_RLD)
-        if self.values.dim() == 2 and len(self.values) != len(acts_RLD):
-            raise HookPointError(f"values for {len(self.values)} rows in a batch of {len(acts_RLD)}")
+        if self.values.dim() == 2:
+            require_rows("values", self.values, acts_RLD)
+        if self.chosen is not None:
+            require_rows("choices of latents", self.chosen, acts_RLD)
         encode, directions_MD, scale = _parts(self.sae, self.latents, acts_RLD.device)
         values = self.values.to(acts_RLD)
         missing_RLM = (values if values.dim() == 1 else values[:, None]) - encode(acts_RLD)
+        if self.chosen is not None:
+            missing_RLM = missing_RLM.masked_fill(~self.chosen[:, None].to(acts_RLD.device), 0.0)
         return acts_RLD + missing_RLM @ directions_MD * scale(acts_RLD)
 
 

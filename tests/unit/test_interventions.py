@@ -10,7 +10,7 @@ from mi_audit.engine.intervening import Intervening, Step
 from mi_audit.engine.interventions import Ablate, Add, ProjectOut, Replace, Scale
 from mi_audit.engine.layout import Layout
 from mi_audit.engine.listening import Listening
-from mi_audit.errors import DetectorError, HookPointError
+from mi_audit.errors import DetectorError, HookPointError, NotFiniteError
 from mi_audit.model.load import load
 from mi_audit.plan.places import At
 from mi_audit.sae_sources import sae
@@ -32,8 +32,9 @@ def hooks_in(model):
     [
         (lambda: Add(NAN, 1.0), "what is added holds a number that is not finite"),
         (lambda: Add(torch.ones(2), float("inf")), "strength holds a number that is not finite"),
-        (lambda: Add(torch.ones(2, 2), 1.0), "one vector"),
+        (lambda: Add(torch.ones(2, 2, 2), 1.0), "one vector, or one for each row"),
         (lambda: Add(torch.zeros(2), 1.0, "norm"), "length 0"),
+        (lambda: Add(torch.tensor([[1.0, 0], [0, 0]]), 1.0, 0.5), "length 0"),
         (lambda: Add(torch.ones(2), 1.0, -1.0), "the unit -1.0"),
         (lambda: Add(torch.ones(2), 1.0, "norms"), "the unit 'norms'"),
         (lambda: Scale(NAN), "the factor holds"),
@@ -44,6 +45,10 @@ def hooks_in(model):
         (lambda: ProjectOut(torch.eye(3)[:, :2]), "direction 2 has length 0"),
         (lambda: ProjectOut(torch.tensor([[1.0, 2], [2, 1], [1, 1]])), "direction 2 is a combination"),
         (lambda: ProjectOut(torch.tensor([[1.0, 2, 3], [1, 2, 3 + 1e-6]])), "direction 1 is a combination"),
+        (lambda: ProjectOut(torch.tensor([[[1.0, 2]], [[0, 0]]])), "direction 0 of row 1 has length 0"),
+        (lambda: ProjectOut(torch.tensor([[[1.0, 2], [2, 1]], [[1, 2], [-2, -4]]])), "direction 1 of row 1 is a combination"),
+        (lambda: ProjectOut(torch.ones(3)), "rows of a matrix"),
+        (lambda: ProjectOut(torch.ones(1, 3), NAN), "share that is taken out"),
     ],
 )
 def test_what_can_not_be_an_intervention_is_refused(make, message):
@@ -56,6 +61,10 @@ def test_what_can_not_be_an_intervention_is_refused(make, message):
     [
         (Add(torch.ones(1), 1.0), "made for 1 numbers per token, and 3 stand there"),
         (Add(torch.ones(3), torch.ones(3)), "strengths of shape .3,. for a batch of 2 rows"),
+        (Add(torch.ones(3, 3), 1.0), "vectors for 3 rows in a batch of 2"),
+        (Add(torch.ones(1, 3), 1.0), "vectors for 1 rows in a batch of 2"),
+        (ProjectOut(torch.ones(3, 1, 3)), "directions for 3 rows in a batch of 2"),
+        (ProjectOut(torch.ones(1, 3), torch.ones(3)), "strengths of shape .3,. for a batch of 2 rows"),
         (Scale(torch.ones(2, 1)), "for a batch of 2 rows"),
         (Ablate(torch.ones(4)), "made for 4 numbers"),
         (Replace(torch.ones(2, 1, 3)), r"\(2, 1, 3\) can't take the place of those of shape \(2, 5, 3\)"),
@@ -85,6 +94,34 @@ def test_what_can_not_be_clamped_is_refused(tmp_path):
         ClampLatent(spec, (3,), torch.ones(1))(torch.ones(2, 5, 7))
     with pytest.raises(HookPointError, match="3 rows in a batch of 2"):
         ClampLatent(spec, (3,), torch.ones(3, 1))(torch.ones(2, 5, 8))
+    for chosen in (torch.ones(2, 1), torch.ones(2, 2, dtype=torch.bool), torch.ones(1, dtype=torch.bool)):
+        with pytest.raises(DetectorError, match="which of 1 latents"):
+            ClampLatent(spec, (3,), torch.ones(1), chosen)
+    with pytest.raises(HookPointError, match="choices of latents for 3 rows in a batch of 2"):
+        ClampLatent(spec, (3,), torch.ones(1), torch.ones(3, 1, dtype=torch.bool))(torch.ones(2, 5, 8))
+
+
+def test_what_differs_by_row_is_what_each_row_alone_gives(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    acts, vectors, directions, share = (torch.randn(*shape, generator=draw) for shape in ((3, 5, 8), (3, 8), (3, 2, 8), (3,)))
+    spec = sae(save_sae(tmp_path, 8, 20, metadata=HOOK))
+    values, chosen = torch.rand(3, 4, generator=draw), torch.tensor([[True, False, False, True], [False] * 4, [True] * 4])
+    latents = (3, 0, 17, 9)
+    for unit in ("vector", "norm", 0.7):
+        together = Add(vectors, share, unit)(acts)
+        torch.testing.assert_close(together, torch.cat([Add(vectors[row], float(share[row]), unit)(acts[row : row + 1]) for row in range(3)]))
+    together = ProjectOut(directions, share)(acts)
+    for row in range(3):
+        taken = acts[row].double() @ torch.linalg.pinv(directions[row].double()) @ directions[row].double()
+        torch.testing.assert_close(together[row].double(), acts[row].double() - float(share[row]) * taken, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ProjectOut(directions[:, :1])(acts)[2:], ProjectOut(directions[2, :1])(acts[2:]))
+    together = ClampLatent(spec, latents, values, chosen)(acts)
+    assert torch.equal(together[1], acts[1])
+    for row in (0, 2):
+        own = [number for number in range(4) if chosen[row, number]]
+        alone = ClampLatent(spec, tuple(latents[number] for number in own), values[row, own])(acts[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone)
+        assert not torch.allclose(together[row], acts[row], atol=1e-2)
 
 
 @torch.no_grad()
@@ -131,8 +168,10 @@ def test_what_can_not_be_applied_is_an_error(tiny_llama):
         applied(Step(at, EVERY, Add(torch.ones(31), 1.0)))
     with pytest.raises(HookPointError, match=r"a mask of shape \(1, 5\) does not fit the batch \(1, 4\)"):
         applied(Step(at, EVERY, Ablate()), ids=IDS[:, :4])
-    with pytest.raises(HookPointError, match="resid_post at layer 1 is not finite"):
-        applied(Step(at, EVERY, Scale(3e38)), Step(at, EVERY, Scale(3e38)))
+    strengths = torch.tensor([1.0, 3e38, 3e38])
+    with pytest.raises(NotFiniteError, match="resid_post at layer 1 is not finite") as caught:
+        applied(*[Step(at, EVERY.expand(3, -1), Scale(strengths))] * 2, ids=IDS.expand(3, -1))
+    assert caught.value.variant == 1
     with Intervening(tiny_llama, [at]) as intervening:
         with pytest.raises(HookPointError, match="no forward pass came by resid_post at layer 1"), intervening.applying([Step(at, EVERY, Ablate())]):
             pass
