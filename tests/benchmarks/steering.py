@@ -10,12 +10,15 @@ more. All effects are held against those of each of a few prompts alone, and tho
 
 Where only generated tokens are steered, no token but the prompt's last is touched, and ours takes the keys and values of the others from one pass. Its effects
 are others, with a reference of their own; what a peer does takes as long.
+
+Beside the seconds stand those of the processor: where others use the machine too, their ratio is the steadier one.
 """
 
 import json
 import sys
 from collections.abc import Sequence
 from functools import partial
+from time import process_time
 
 import numpy as np
 
@@ -25,7 +28,7 @@ from tests.benchmarks.memory import measure, own_process
 from tests.benchmarks.options import Options, options, parser
 from tests.benchmarks.prompts import Workload, choose
 from tests.benchmarks.steering_peers import Effects, Sweep, alone
-from tests.benchmarks.steering_rows import ARRIVAL, LAST, OURS, SORTED, TIGHT, row_of, sweep_of
+from tests.benchmarks.steering_rows import ARRIVAL, LAST, OURS, SORTED, TIGHT, Row, row_of, sweep_of
 from tests.benchmarks.table import Ratio, Timed, alternate, conclude, show
 
 STRENGTHS = (-1.0, -0.75, -0.5, -0.25, 0.25, 0.5, 0.75, 1.0, 1.25)
@@ -33,7 +36,7 @@ LEAST_SORTED, LEAST_ARRIVAL = 2.8, 6.0
 LARGEST_DIFFERENCE = 1e-4
 """Of a log-probability, in nats, in float32."""
 WARM_UP = 4
-HELD = 16
+HELD, LONGEST = 6, 16
 ROWS = (OURS, SORTED, TIGHT, LAST, *ARRIVAL)
 
 
@@ -61,13 +64,15 @@ def sweeps(given: Options, model: LoadedModel, sweep: Sweep, work: Workload) -> 
     for row in rows.values():
         row(work.head(WARM_UP), STRENGTHS[:1])
     passed = {name: _strengths(name, given.peer_strengths) for name in ROWS}
-    timed = alternate({name: partial(row, work, passed[name]) for name, row in rows.items()}, given.repeats)
-    seconds = {name: each.median * len(STRENGTHS) / len(passed[name]) for name, each in timed.items()}
+    timed = alternate({name: partial(_with_processor, row, work, passed[name]) for name, row in rows.items()}, given.repeats)
+    share = {name: len(STRENGTHS) / len(passed[name]) for name in ROWS}
+    seconds = {name: each.median * share[name] for name, each in timed.items()}
+    busy = {name: each.result[1] * share[name] for name, each in timed.items()}
     few = work.head(HELD)
     held = {name: alone(model, sweep, few, STRENGTHS, last=name == LAST) for name in (OURS, LAST)}
     differences = {name: _worst(timed, passed, name, held) for name in ROWS}
     memory = {name: own_process("tests.benchmarks.steering", [*given.command, f"--row={name}"])["growth"] for name in ROWS}
-    header = ["row", "strengths", "s for nine", "prompts × strengths/s", "÷ ours", "MiB", "largest difference"]
+    header = ["row", "strengths", "s for nine", "prompts × strengths/s", "÷ ours", "processor s", "÷ ours", "MiB", "largest difference"]
     cells = [
         [
             name,
@@ -75,12 +80,14 @@ def sweeps(given: Options, model: LoadedModel, sweep: Sweep, work: Workload) -> 
             f"{seconds[name]:.2f}",
             f"{len(work) * len(STRENGTHS) / seconds[name]:.1f}",
             f"{seconds[name] / seconds[OURS]:.2f}",
+            f"{busy[name]:.2f}",
+            f"{busy[name] / busy[OURS]:.2f}",
             f"{memory[name]:.0f}",
             f"{differences[name]:.1e}",
         ]
         for name in ROWS
     ]
-    show(f"{len(STRENGTHS)} strengths, {sweep.at}; medians of {given.repeats}; peak memory over the loaded model", header, cells)
+    show(f"{len(STRENGTHS)} strengths, {sweep.at}; medians of {given.repeats}; peak memory over the loaded model, on the {LONGEST} longest", header, cells)
     judged = not given.quick and model.device.type == "cpu"
     least = {SORTED: LEAST_SORTED, TIGHT: None, **dict.fromkeys(ARRIVAL, LEAST_ARRIVAL)}
     return [
@@ -90,6 +97,12 @@ def sweeps(given: Options, model: LoadedModel, sweep: Sweep, work: Workload) -> 
     ]
 
 
+def _with_processor(row: Row, work: Workload, strengths: Sequence[float]) -> tuple[Effects, float]:
+    """Its effects, and the seconds that this process kept processors busy meanwhile."""
+    began = process_time()
+    return row(work, strengths), process_time() - began
+
+
 def _strengths(name: str, few: int) -> tuple[float, ...]:
     """Those that a row passes: all, or a few spread evenly over them."""
     if name in (OURS, LAST):
@@ -97,20 +110,22 @@ def _strengths(name: str, few: int) -> tuple[float, ...]:
     return tuple(STRENGTHS[index] for index in dict.fromkeys(np.linspace(0, len(STRENGTHS) - 1, few).round().astype(int).tolist()))
 
 
-def _worst(timed: dict[str, Timed[Effects]], passed: dict[str, tuple[float, ...]], name: str, held: dict[str, Effects]) -> float:
+def _worst(timed: dict[str, Timed[tuple[Effects, float]]], passed: dict[str, tuple[float, ...]], name: str, held: dict[str, Effects]) -> float:
     """The largest difference of an effect of a row: from the reference on the prompts that were passed alone, and from ours on all; NaN if one is no number."""
     indices = [STRENGTHS.index(strength) for strength in passed[name]]
-    found, expected = timed[name].result, held[LAST if name == LAST else OURS][indices]
-    ours = found if name == LAST else timed[OURS].result[indices]
+    found, expected = timed[name].result[0], held[LAST if name == LAST else OURS][indices]
+    ours = found if name == LAST else timed[OURS].result[0][indices]
     return float(np.max([np.abs(found[:, : expected.shape[1]] - expected).max(), np.abs(found - ours).max()]))
 
 
 def _memory(given: Options, model: LoadedModel, sweep: Sweep, work: Workload) -> dict[str, float]:
-    """`peak` and `growth` of one row, in MiB. A peer passes one strength: each takes as much again."""
+    """`peak` and `growth` of one row, in MiB, on a batch of the longest prompts. A peer passes one strength: each takes as much again."""
     row = row_of(given.row, model, sweep)
     strengths = _strengths(given.row, 1)
     row(work.head(WARM_UP), strengths)
-    return measure(model.device, partial(row, work, strengths))
+    order = sorted(range(len(work)), key=lambda index: -work.lengths[index])[:LONGEST]
+    longest = Workload(tuple(work.prompts[index] for index in order), tuple(work.ids[index] for index in order))
+    return measure(model.device, partial(row, longest, strengths))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The peers of a steering sweep, each as its own documentation shows it: a full pass for each strength, with all of its logits.
 
-A peer is a function from a batch of token ids and a strength to the logits after each prompt [prompt, vocabulary]. Each works on a copy of the model, since some
-put modules of their own in place of the model's.
+A peer is a function from a batch of token ids and a strength to the logits after each prompt [prompt, vocabulary]. Each works on a copy of the model, since
+some put modules of their own in place of the model's.
 """
 
 import copy
