@@ -49,10 +49,10 @@ def own_process(module: str, arguments: Sequence[str]) -> dict[str, float]:
 
 def measure(device: torch.device, run: Callable[[], object]) -> dict[str, float]:
     """`peak` and `growth` of one call, in MiB."""
-    before = _reset(device)
+    before = reset(device)
     run()
-    peak = _peak(device)
-    return {"peak": peak, "growth": peak - before}
+    highest = peak(device)
+    return {"peak": highest, "growth": highest - before}
 
 
 def main() -> None:
@@ -79,7 +79,7 @@ def _runner(variant: str, model: LoadedModel, layers: list[int]) -> Callable[[Wo
     return lambda work: read_all(read, work, arrival(len(work)))
 
 
-def _reset(device: torch.device) -> float:
+def reset(device: torch.device) -> float:
     """Give freed memory back and set the mark to what is held now, in MiB."""
     gc.collect()
     if device.type == "cuda":
@@ -88,10 +88,11 @@ def _reset(device: torch.device) -> float:
     else:
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    return _peak(device)
+    return peak(device)
 
 
-def _peak(device: torch.device) -> float:
+def peak(device: torch.device) -> float:
+    """The mark, in MiB."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines())

@@ -11,6 +11,8 @@ more. All effects are held against those of each of a few prompts alone, and tho
 Where only generated tokens are steered, no token but the prompt's last is touched, and ours takes the keys and values of the others from one pass. Its effects
 are others, with a reference of their own; what a peer does takes as long.
 
+Texts follow, as `generation.py` has them.
+
 Beside the seconds stand those of the processor: where others use the machine too, their ratio is the steadier one.
 """
 
@@ -24,6 +26,7 @@ import numpy as np
 
 from mi_audit.model.load import load
 from mi_audit.model.loaded import LoadedModel
+from tests.benchmarks import generation
 from tests.benchmarks.memory import measure, own_process
 from tests.benchmarks.options import Options, options, parser
 from tests.benchmarks.prompts import Workload, choose
@@ -53,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(_memory(given, model, sweep, work)))
         return 0
     print(f"{model!r}\n{work}\n{len(STRENGTHS)} strengths at {sweep.at}")
-    ratios = sweeps(given, model, sweep, work)
+    ratios = [*sweeps(given, model, sweep, work), *generation.compare(given, model)]
     facts = {"model": given.model, "device": model.identity.device, "prompts": len(work), "tokens": sum(work.lengths), "strengths": len(STRENGTHS)}
     return conclude("steering", facts, ratios)
 
