@@ -9,6 +9,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from mi_audit.engine.batches import Ids
+from mi_audit.engine.kept import roomy
 from mi_audit.engine.rows import Columns, Row, RowPasses
 
 LEAST_SHARED: Final = 8
@@ -32,7 +33,7 @@ def begun(passes: RowPasses, rows: Sequence[Row]) -> tuple[DynamicCache, Tensor,
     parts = [_group([rows[number] for number in group], max(widths[number] for number in group), passes) for group in groups]
     order = torch.tensor([number for group in groups for number in group]).argsort()
     longest = max(len(row.ids) for row in rows)
-    cache = DynamicCache(_joined([kept for kept, _ in parts], longest, order))
+    cache = roomy(_joined([kept for kept, _ in parts], longest, order))
     logits = torch.cat([logits for _, logits in parts])
     return cache, _real([row.ids for row in rows], longest).to(passes.model.device), logits[order.to(logits.device)]
 

@@ -1,9 +1,10 @@
 """Texts at nine strengths in one go, against transformers' `generate` once for each strength: `python -m tests.benchmarks.generation`.
 
 Six prompts, 32 new tokens each, greedy. `generate` is given what it does best: all prompts in one batch, filled up on the left, with its cache; a forward hook
-adds the vector to what the middle block puts out. The end-of-sequence tokens are disabled for both, so that all texts are equally long. Steered are the prompt's
-last token and all generated ones, or every token: then nothing of a prompt is shared by its variants, and its passes take the same time for both. The texts
-must be equal but for near ties, which another order of summation may break the other way. Memory is the kernel's high-water mark over what was held before.
+adds the vector to what the middle block puts out. The end-of-sequence tokens are disabled for both, so that all texts are equally long. Steered are a prompt's
+last token and all generated ones, or every token: then nothing of a prompt is shared by its variants, and to pass it takes both as long but for the padding,
+which is not judged. The texts must be equal but for near ties, which another order of summation may break the other way. Memory is the high-water mark over
+what was held before.
 """
 
 import sys

@@ -29,6 +29,7 @@ from mi_audit.model.loaded import LoadedModel
 from tests.benchmarks import generation
 from tests.benchmarks.memory import measure, own_process
 from tests.benchmarks.options import Options, options, parser
+from tests.benchmarks.peers import BATCH
 from tests.benchmarks.prompts import Workload, choose
 from tests.benchmarks.steering_peers import Effects, Sweep, alone
 from tests.benchmarks.steering_rows import ARRIVAL, LAST, OURS, SORTED, TIGHT, Row, row_of, sweep_of
@@ -39,7 +40,7 @@ LEAST_SORTED, LEAST_ARRIVAL = 2.8, 6.0
 LARGEST_DIFFERENCE = 1e-4
 """Of a log-probability, in nats, in float32."""
 WARM_UP = 4
-HELD, LONGEST = 6, 16
+HELD = 6
 ROWS = (OURS, SORTED, TIGHT, LAST, *ARRIVAL)
 
 
@@ -74,8 +75,7 @@ def sweeps(given: Options, model: LoadedModel, sweep: Sweep, work: Workload) -> 
     few = work.head(HELD)
     held = {name: alone(model, sweep, few, STRENGTHS, last=name == LAST) for name in (OURS, LAST)}
     differences = {name: _worst(timed, passed, name, held) for name in ROWS}
-    memory = {name: own_process("tests.benchmarks.steering", [*given.command, f"--row={name}"])["growth"] for name in ROWS}
-    header = ["row", "strengths", "s for nine", "prompts × strengths/s", "÷ ours", "processor s", "÷ ours", "MiB", "largest difference"]
+    header = ["row", "strengths", "s for nine", "prompts × strengths/s", "÷ ours", "processor s", "÷ ours", "largest difference"]
     cells = [
         [
             name,
@@ -85,12 +85,13 @@ def sweeps(given: Options, model: LoadedModel, sweep: Sweep, work: Workload) -> 
             f"{seconds[name] / seconds[OURS]:.2f}",
             f"{busy[name]:.2f}",
             f"{busy[name] / busy[OURS]:.2f}",
-            f"{memory[name]:.0f}",
             f"{differences[name]:.1e}",
         ]
         for name in ROWS
     ]
-    show(f"{len(STRENGTHS)} strengths, {sweep.at}; medians of {given.repeats}; peak memory over the loaded model, on the {LONGEST} longest", header, cells)
+    show(f"{len(STRENGTHS)} strengths, {sweep.at}; medians of {given.repeats}", header, cells)
+    growth = {name: own_process("tests.benchmarks.steering", [*given.command, f"--row={name}"])["growth"] for name in ROWS}
+    show("Peak memory over the loaded model", ["row", "MiB"], [[name, f"{mib:.0f}"] for name, mib in growth.items()])
     judged = not given.quick and model.device.type == "cpu"
     least = {SORTED: LEAST_SORTED, TIGHT: None, **dict.fromkeys(ARRIVAL, LEAST_ARRIVAL)}
     return [
@@ -122,11 +123,14 @@ def _worst(timed: dict[str, Timed[tuple[Effects, float]]], passed: dict[str, tup
 
 
 def _memory(given: Options, model: LoadedModel, sweep: Sweep, work: Workload) -> dict[str, float]:
-    """`peak` and `growth` of one row, in MiB, on a batch of the longest prompts. A peer passes one strength: each takes as much again."""
+    """`peak` and `growth` of one row, in MiB, on a batch of the longest prompts, or on the longest alone where each is passed by itself.
+
+    A peer passes one strength: each takes as much again.
+    """
     row = row_of(given.row, model, sweep)
     strengths = _strengths(given.row, 1)
     row(work.head(WARM_UP), strengths)
-    order = sorted(range(len(work)), key=lambda index: -work.lengths[index])[:LONGEST]
+    order = sorted(range(len(work)), key=lambda index: -work.lengths[index])[: 1 if given.row in (OURS, LAST) else BATCH]
     longest = Workload(tuple(work.prompts[index] for index in order), tuple(work.ids[index] for index in order))
     return measure(model.device, partial(row, longest, strengths))
 

@@ -266,6 +266,12 @@ def test_sampling_is_checked(wrong):
         Sampling(**wrong)
 
 
+def test_each_text_has_random_numbers_of_its_own():
+    streams = [Sampling(seed=seed).stream(ids, variant) for seed in (0, 1) for ids in ((1, 2), (1, 3), (2, 1), (1, 2, 0)) for variant in (0, 1)]
+    assert len({stream.random() for stream in streams}) == len(streams)
+    assert Sampling(seed=1).stream((1, 2), 1).random() == Sampling(seed=1).stream((1, 2), 1).random()
+
+
 def test_progress_hears_of_every_text(models):
     heard = []
 
