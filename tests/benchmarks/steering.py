@@ -6,7 +6,7 @@ each prompt once for each strength: in batches of 16 in arrival order, as their 
 budget that the capture benchmark gives its peers, and of a tighter one that wastes less on padding.
 
 A pass takes as long whatever the strength, so peers pass `--peer-strengths` of the nine, spread evenly over them, and their seconds count as often as there are
-more. All effects are held against those of each of a few prompts alone, and those of all prompts against plain Hugging Face's.
+more. The effects of a few prompts are held against those of each alone, and those of all prompts against ours.
 
 Where only generated tokens are steered, no token but the prompt's last is touched, and ours takes the keys and values of the others from one pass. Its effects
 are others, with a reference of their own; what a peer does takes as long.
@@ -47,7 +47,7 @@ ROWS = (OURS, SORTED, TIGHT, LAST, *ARRIVAL)
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     made = parser(__doc__, prompts=64, repeats=1)
-    made.add_argument("--peer-strengths", metavar="S", type=int, default=2, help=f"how many of the {len(STRENGTHS)} a peer passes; default 2")
+    made.add_argument("--peer-strengths", metavar="S", type=int, default=1, help=f"how many of the {len(STRENGTHS)} a peer passes; default 1")
     made.add_argument("--row", choices=ROWS, default="", help="measure the peak memory of this row, and nothing else")
     given = options(made, arguments)
     model = load(given.model, device=given.device, dtype="float32", progress=False)
