@@ -33,7 +33,7 @@ class NotFiniteError(DetectorError):
     """What an intervention puts in, or what a model makes of it, is not finite. `variant` is the number of the first row or variant of which that is so, None
     where it is the prompt as it is; weaken the strength there, or load the model in float32."""
 
-    def __init__(self, message: str, variant: int | None) -> None:
+    def __init__(self, message: str, variant: int | None = None) -> None:
         super().__init__(message)
         self.variant = variant
 

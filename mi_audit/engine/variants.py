@@ -122,9 +122,13 @@ def how_passed(model: "LoadedModel", place: At) -> str:
     if reason := why_whole(model):
         return f"whole passes: {reason}"
     below, reach = blocks_below(place), reaches(model.config)
-    blocks = f"blocks below ({ranges(list(range(below)))}) are passed once for each prompt" if below else "no block is below, so each passes every variant"
-    within = f", in prompts of at most {min(reach)} tokens, as far as local attention reaches," if reach else ""
-    return f"{blocks}; where {LEAST_SHARED} tokens or more come before the first that is touched or read,{within} they are passed once too"
+    blocks = (
+        f"blocks below ({ranges(list(range(below)))}) are passed once for each prompt"
+        if below
+        else "blocks below are passed once for each prompt (there are none)"
+    )
+    within = f" in prompts of at most {min(reach)}, as far as local attention reaches" if reach else ""
+    return f"{blocks}, and so are the tokens before the first that is touched or read, where they are {LEAST_SHARED} or more{within}"
 
 
 def _in_chunks(rectangle: Rectangle, touched: Sequence[int], variants: int, interventions: Interventions, read: Read, budget: int) -> list[Tensor]:

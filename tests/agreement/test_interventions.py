@@ -63,6 +63,11 @@ def by_hand(point, layer, definition, row):
         flat[touched] = definition(flat, row)[touched]
         return flat.reshape(acts.shape)
 
+    return hooks_that_put(point, layer, changed)
+
+
+def hooks_that_put(point, layer, changed):
+    """Hooks of the bridge that put what `changed` makes of an activation, in float64, at a hook point."""
     if point != "resid_mid":
         return [(name_of(point, layer), lambda acts, hook: changed(acts).to(acts.dtype))]
     before = []
