@@ -21,8 +21,8 @@ from mi_audit.engine.sampling import Sampling
 from mi_audit.model.load import load
 from mi_audit.model.loaded import LoadedModel
 from mi_audit.plan.places import At
-from tests.benchmarks.memory import peak, reset
-from tests.benchmarks.options import options, parser
+from tests.benchmarks.memory import measure
+from tests.benchmarks.options import Options, options, parser
 from tests.benchmarks.prompts import Workload, mixed
 from tests.benchmarks.table import Ratio, alternate, conclude, show
 
@@ -39,15 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
     given = options(parser(__doc__, prompts=24), arguments)
     model = load(given.model, device=given.device, dtype=given.dtype, progress=False)
+    print(repr(model))
+    facts = {"model": given.model, "dtype": model.identity.dtype, "device": model.identity.device}
+    return conclude("generation", facts, compare(given, model))
+
+
+def compare(given: Options, model: LoadedModel) -> list[Ratio]:
+    """Both over all prompts and strengths: time, memory and texts. The model has no end-of-sequence token afterwards."""
     model.hf.generation_config.eos_token_id = None
     work = Workload.of(model, mixed(PROMPTS))
     at = At("resid_post", layer=model.n_layers // 2)
     vector = torch.randn(model.d_model, generator=torch.Generator().manual_seed(0))
-    print(f"{model!r}\n{work}")
+    print(work)
     ratios = []
     for steered in ("from the last on", "every token"):
         both = {"ours": partial(ours, model, work, at, vector, steered), "generate": partial(theirs, model, work, at, vector, steered)}
-        grown = {name: _growth(model, run) for name, run in both.items()}
+        grown = {name: measure(model.device, run)["growth"] for name, run in both.items()}
         timed = alternate(both, given.repeats)
         rows = [[name, f"{each.median:.2f}", f"{min(each.seconds):.2f}–{max(each.seconds):.2f}", f"{grown[name]:.0f}"] for name, each in timed.items()]
         show(f"{len(STRENGTHS)} × {PROMPTS} texts of {TOKENS} tokens, steered: {steered}", ["variant", "s", "spread s", "memory MiB"], rows)
@@ -57,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             Ratio(f"{steered}: generate ÷ ours", timed["generate"].median / timed["ours"].median, at_least=LEAST if judged else None),
             Ratio(f"{steered}: equal texts", sum(one == other for one, other in pairs) / len(pairs), at_least=EQUAL),
         ]
-    return conclude("generation", {"model": given.model, "dtype": model.identity.dtype, "device": model.identity.device}, ratios)
+    return ratios
 
 
 def ours(model: LoadedModel, work: Workload, at: At, vector: torch.Tensor, steered: str) -> Texts:
@@ -93,13 +100,6 @@ def _adding(model: LoadedModel, at: At, vector: torch.Tensor, tokens: slice):
         yield
     finally:
         handle.remove()
-
-
-def _growth(model: LoadedModel, run) -> float:
-    """Peak memory over what was held before, in MiB."""
-    before = reset(model.device)
-    run()
-    return peak(model.device) - before
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import gc
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -32,11 +32,27 @@ def peak_memory(given: Options, variant: str, *, cycled: int = 0) -> dict[str, f
     Raises:
         RuntimeError: the process failed; the message holds its standard error.
     """
-    command = [sys.executable, "-m", "tests.benchmarks.memory", *given.command, f"--variant={variant}", f"--cycled={cycled}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return own_process("tests.benchmarks.memory", [*given.command, f"--variant={variant}", f"--cycled={cycled}"])
+
+
+def own_process(module: str, arguments: Sequence[str]) -> dict[str, float]:
+    """What a module prints last, a line of JSON, when it runs as a process of its own.
+
+    Raises:
+        RuntimeError: the process failed; the message holds its standard error.
+    """
+    done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"the memory of {variant} could not be measured:\n{done.stderr}")
+        raise RuntimeError(f"{module} {' '.join(arguments)} could not be measured:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(device: torch.device, run: Callable[[], object]) -> dict[str, float]:
+    """`peak` and `growth` of one call, in MiB."""
+    before = reset(device)
+    run()
+    highest = peak(device)
+    return {"peak": highest, "growth": highest - before}
 
 
 def main() -> None:
@@ -53,10 +69,7 @@ def main() -> None:
     work = Workload.of(model, cycled(n_cycled, CYCLE) if n_cycled else choose(given))
     run = _runner(variant, model, layers)
     run(work.head(WARM_UP))
-    before = reset(model.device)
-    run(work)
-    highest = peak(model.device)
-    print(json.dumps({"peak": highest, "growth": highest - before}))
+    print(json.dumps(measure(model.device, partial(run, work))))
 
 
 def _runner(variant: str, model: LoadedModel, layers: list[int]) -> Callable[[Workload], object]:

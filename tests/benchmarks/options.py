@@ -21,6 +21,8 @@ class Options:
     lengths: str
     quick: bool
     linear: bool = False
+    peer_strengths: int = 0
+    row: str = ""
 
     @property
     def command(self) -> list[str]:
@@ -29,14 +31,14 @@ class Options:
         return [f"--{name}={value}" for name, value in values.items()] + (["--quick"] if self.quick else [])
 
 
-def parser(description: str, *, prompts: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks share; `prompts` is the benchmark's own default."""
+def parser(description: str, *, prompts: int, repeats: int = 3) -> argparse.ArgumentParser:
+    """The options that all benchmarks share; `prompts` and `repeats` are the benchmark's own defaults."""
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--model", metavar="REF", default=DEFAULT_MODEL, help="as --audit-model of pytest")
     made.add_argument("--device", default="auto", help="as --audit-device of pytest")
     made.add_argument("--dtype", choices=DTYPES, default="auto")
     made.add_argument("--prompts", metavar="N", type=int, default=prompts, help=f"default {prompts}")
-    made.add_argument("--repeats", metavar="R", type=int, default=3, help="default 3")
+    made.add_argument("--repeats", metavar="R", type=int, default=repeats, help=f"default {repeats}")
     made.add_argument("--lengths", choices=("mixed", "shipped"), default="mixed", help="log-normal lengths, or the shipped suites' prompts as they are")
     made.add_argument("--quick", action="store_true", help=f"{QUICK_PROMPTS} short prompts, one repeat, no speed judged")
     return made

@@ -32,9 +32,9 @@ def hugging_face(model: LoadedModel, layers: Sequence[int]) -> Reader:
     readable = [layer for layer in layers if layer < model.n_layers - 1]
 
     def read(rows: Rows) -> Tensor:
-        ids_BL, mask_BL = _padded(rows, model.device)
+        ids_BL, mask_BL = padded(rows, model.device)
         hidden = hf(input_ids=ids_BL, attention_mask=mask_BL, output_hidden_states=True).hidden_states
-        return torch.stack([_last(hidden[layer + 1], mask_BL) for layer in readable], dim=1)
+        return torch.stack([last_of(hidden[layer + 1], mask_BL) for layer in readable], dim=1)
 
     return read
 
@@ -47,9 +47,9 @@ def transformer_lens(model: LoadedModel, layers: Sequence[int]) -> Reader:
     stop = deepest if deepest < model.n_layers else None
 
     def read(rows: Rows) -> Tensor:
-        ids_BL, mask_BL = _padded(rows, model.device)
+        ids_BL, mask_BL = padded(rows, model.device)
         _, cache = bridge.run_with_cache(ids_BL, attention_mask=mask_BL, names_filter=names, stop_at_layer=stop)
-        return torch.stack([_last(cache[name], mask_BL) for name in names], dim=1)
+        return torch.stack([last_of(cache[name], mask_BL) for name in names], dim=1)
 
     return read
 
@@ -92,11 +92,11 @@ def arrival(n: int) -> list[list[int]]:
     return [list(range(start, min(start + BATCH, n))) for start in range(0, n, BATCH)]
 
 
-def by_length(lengths: Sequence[int]) -> list[list[int]]:
-    """Batches of prompts sorted by length, of at most 2048 tokens with their padding: what a peer is given when it is spared the choice of batches."""
+def by_length(lengths: Sequence[int], budget: int = BUDGET) -> list[list[int]]:
+    """Batches of prompts sorted by length, of at most `budget` tokens with their padding: what a peer is given when it is spared the choice of batches."""
     batches: list[list[int]] = []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > BUDGET:
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > budget:
             batches.append([])
         batches[-1].append(index)
     return batches
@@ -148,12 +148,12 @@ def worst_difference(values: Floats, expected: Floats) -> float:
     return float((np.linalg.norm(values - expected, axis=2) / np.linalg.norm(expected, axis=2)).max())
 
 
-def _padded(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor]:
+def padded(rows: Rows, device: torch.device) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, padded on the right: positions count from 0 in every row."""
     ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True)
     return ids.to(device), mask.to(device)
 
 
-def _last(acts_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+def last_of(acts_BLD: Tensor, mask_BL: Tensor) -> Tensor:
     return acts_BLD[torch.arange(len(acts_BLD), device=acts_BLD.device), mask_BL.sum(dim=1) - 1]
