@@ -116,8 +116,8 @@ class NullChange:
 class SteeringNull:
     """What directions give that have nothing to find: fitted to shuffled labels, or drawn where activations vary; for latents, others that fire as often.
 
-    `sweep.slope() > sweep.null.slope()` claims that the mean over prompts of the slope, less that over the null's draws, is above 0 by its whole interval, and that
-    at most a share alpha of the draws reach it.
+    `sweep.slope() > sweep.null.slope()` claims that the mean over prompts of the slope, less that over the null's draws, is above 0 by its whole interval, and
+    that at most a share alpha of the draws reach it.
     """
 
     spec: SteerSpec

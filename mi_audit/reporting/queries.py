@@ -89,8 +89,8 @@ def _of_experiment(claim: ClaimRecord, experiment: ExperimentRecord) -> str:
     at = "" if claim.strength is None else condition(claim.strength)
     if claim.quantity not in EFFECTS:
         measurement = next((curve.id for curve in experiment.side_effects if (curve.quantity, curve.suite) == (claim.quantity, claim.on)), experiment.id)
-        doses = ", ".join(f"('{name}', 0)" for name in (at, AS_IT_IS))
-        return _EFFECT_MEANS.format(doses=doses, mean="avg(value)", measurement=measurement, arms="'detector'") + _SIDE.format(quantity=claim.quantity, at=at)
+        both = ", ".join(f"('{name}', 0)" for name in (at, AS_IT_IS))
+        return _EFFECT_MEANS.format(doses=both, mean="avg(value)", measurement=measurement, arms="'detector'") + _SIDE.format(quantity=claim.quantity, at=at)
     strengths = [point.strength for point in experiment.points if point.failed is None]
     doses = {condition(strength): strength for strength in strengths}
     if experiment.origin or claim.quantity in ("change", "sign_reversal"):
