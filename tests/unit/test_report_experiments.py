@@ -289,7 +289,7 @@ def test_rendered_again_it_is_the_same_bytes_without_times(made, shipped, tmp_pa
     assert html.render(made[2].write(tmp_path / "elsewhere")) == shipped
 
 
-def test_two_megabytes_however_many_experiments(tmp_path):
+def test_two_megabytes_however_many_experiments(tmp_path, monkeypatch):
     build = bundles.Builder()
     fit, live = build.suite("pairs[train]", 120, 30, 60), build.suite("questions", 4, 4, None)
     build.suite(NEUTRAL, 12, 12, None)
@@ -308,3 +308,5 @@ def test_two_megabytes_however_many_experiments(tmp_path):
     assert 4 <= shown < MANY
     assert f"{MANY - shown} more experiments in" in Page(text).text
     assert store.read(folder).run.experiments[0].id == made[0].id
+    monkeypatch.setattr(html, "DETAILS", html.DETAILS[-1:])
+    assert f"{MANY - 40} more detectors in evidence.json" in Page(html.render(folder)).text
