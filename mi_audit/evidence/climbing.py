@@ -1,11 +1,11 @@
 """The evidence ladder, climbed: which rungs the claims of a run show for each detector.
 
 The criteria are fixed. A claim counts where it is about the instrument and passed. **read**: a claim that the detector tells the classes apart, above its
-nulls; baselines that see no internals are held against it and named where they do as well. **selective**: it stays under its threshold on a suite without positives, and on benign prompts of
-the very topics, or tells the classes apart where every topic holds both. **causal**: of one experiment that adds or clamps, the effect beats its null; it goes
-both ways (a sign reversal, or the opposite of the same effect by an ablation of the same detector); and its divergence on neutral text is bounded at its lowest and its highest
-strength. **general**: all of these on suites of which nothing took part in making the detector, as far as that is known: of a direction that was found elsewhere it is
-not. **mechanistic** is not assessed.
+nulls; baselines that see no internals are held against it and named where they do as well. **selective**: it stays under its threshold on a suite without
+positives, and on benign prompts of the very topics, or tells the classes apart where every topic holds both. **causal**: of one experiment that adds or clamps,
+the effect beats its null; it goes both ways (a sign reversal, or the opposite of the same effect by an ablation of the same detector); and its divergence on
+neutral text is bounded at its lowest and its highest strength. **general**: all of these on suites of which nothing took part in making the detector, as far as
+that is known: of a direction that was found elsewhere it is not. **mechanistic** is not assessed.
 """
 
 from collections.abc import Iterable, Sequence

@@ -119,7 +119,9 @@ def _seen(detector: DetectorRecord, run: RunRecord) -> Iterator[str]:
     names = {suite.digest: suite.name for suite in run.suites}
     if not names.keys() >= set(detector.seen):
         yield f"the detector {detector.name!r} was made from a suite that is not recorded"
-    elif unseen := [name for name in (detector.fit_suite, detector.validation_suite) if name is not None and name not in {names[each] for each in detector.seen}]:
+    elif unseen := [
+        name for name in (detector.fit_suite, detector.validation_suite) if name is not None and name not in {names[each] for each in detector.seen}
+    ]:
         yield f"the detector {detector.name!r} was made from {unseen[0]!r}, which is not among the suites that it has seen"
 
 
@@ -209,10 +211,9 @@ def _experiments(run: RunRecord) -> Iterator[str]:
     for each in run.experiments:
         if not {curve.suite_digest for curve in each.side_effects} <= suites:
             yield f"experiment {each.id} has a side effect on a suite that is not recorded"
-        for what, points in (("experiment", each.points), *((curve.quantity, curve.points) for curve in each.side_effects)):
-            strengths = [point.strength for point in points]
-            if strengths != sorted(set(strengths)) or not strengths:
-                yield f"the strengths of the {what} {each.id} do not ascend"
+        curves = [[point.strength for point in curve.points] for curve in each.side_effects]
+        if any(strengths != sorted(set(strengths)) or not strengths for strengths in ([point.strength for point in each.points], *curves)):
+            yield f"the strengths of the experiment {each.id}, or of a side effect of it, do not ascend"
         for point in each.points:
             bounds = [bound for bound in (point.low, point.change, point.high) if bound is not None]
             if len(bounds) != (0 if point.failed is not None else 3) or bounds != sorted(bounds):

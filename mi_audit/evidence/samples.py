@@ -164,7 +164,7 @@ class SampleTable:
 
 
 def check_rows(detector_rows: pa.Table, run: RunRecord) -> None:
-    """Refuse a sample table that does not hold one score of the detector for each prompt of each reading, and of an experiment one as it is and at each strength.
+    """Refuse a sample table that does not hold one score of the detector for each prompt: of a reading; of an experiment as it is, and at each strength.
 
     Args:
         detector_rows: the columns `measurement` and `condition` of the rows whose arm is the detector.
@@ -185,8 +185,8 @@ def check_rows(detector_rows: pa.Table, run: RunRecord) -> None:
         for name, n in ((experiment.id, experiment.n), *((curve.id, curve.n) for curve in experiment.side_effects)):
             if found.pop(name, {}) != dict.fromkeys(conditions, n):
                 raise EvidenceError(
-                    f"the sample table contradicts the records: it has not the {n} × {len(conditions)} numbers of the experiment {experiment.id}, of each prompt"
-                    " as it is and at each strength"
+                    f"the sample table contradicts the records: it has not the {n} × {len(conditions)} numbers of the experiment {experiment.id},"
+                    " of each prompt as it is and at each strength"
                 )
     if found:
         raise EvidenceError(f"the sample table contradicts the records: it has scores of the reading {str(min(found))[:80]!r}, which is not recorded")

@@ -94,8 +94,10 @@ def _of_experiment(claim: ClaimRecord, experiment: ExperimentRecord) -> str:
     """Every prompt is there at every strength, so that the quantity of the means over prompts is the mean over prompts."""
     at = "" if claim.strength is None else condition(claim.strength)
     if claim.quantity not in EFFECTS:
-        doses = ", ".join(f"('{name}', 0)" for name in (at, AS_IT_IS))
-        return _EFFECT_MEANS.format(doses=doses, mean="avg(value)", measurement=measurement_of(claim, experiment), arms="'detector'") + _SIDE.format(quantity=claim.quantity, at=at)
+        of_two = ", ".join(f"('{name}', 0)" for name in (at, AS_IT_IS))
+        return _EFFECT_MEANS.format(doses=of_two, mean="avg(value)", measurement=measurement_of(claim, experiment), arms="'detector'") + _SIDE.format(
+            quantity=claim.quantity, at=at
+        )
     strengths = [point.strength for point in experiment.points if point.failed is None]
     doses = {condition(strength): strength for strength in strengths}
     if experiment.origin or claim.quantity in ("change", "sign_reversal"):

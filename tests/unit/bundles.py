@@ -92,9 +92,7 @@ class Builder:
         self.random = np.random.default_rng(self.seed)
         self.tokens = TokenTable(texts_shown=self.texts_shown)
 
-    def suite(
-        self, name: str, n: int, groups: int, positives: int | None, source: str = "shipped with the audit", *, matched: bool = False
-    ) -> SuiteRecord:
+    def suite(self, name: str, n: int, groups: int, positives: int | None, source: str = "shipped with the audit", *, matched: bool = False) -> SuiteRecord:
         self.suites[name] = SuiteRecord(
             name=name,
             digest=sha(f"suite {name}"),

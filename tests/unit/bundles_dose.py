@@ -29,7 +29,7 @@ FIRST_NULL, SECOND_NULL = "shuffled labels", "covariance-matched random"
 
 @dataclass
 class Made:
-    """A simulated experiment: effects [S, n] at the strengths measured, [n] of the model as it is, and [B, S, n] along each null's draws; of the side effects the
+    """A simulated experiment: effects [S, n] at the strengths measured, [n] of the model as it is, and [B, S, n] along each null's draws; of side effects the
     numbers of the 12 neutral prompts as they are [12] and their changes [S, 12]."""
 
     record: ExperimentRecord
@@ -244,7 +244,7 @@ def audit_of(build: Builder, audit: str, title: str, about: str, parts: list[tup
 
 
 def experiments(*, texts_shown: bool = True, hostile: bool = False) -> tuple[Builder, list[Made], Content]:
-    """A run with three experiments: one with claims of every quantity, one with a strength that failed and claims at others, and a clamp that was broken off."""
+    """A run with three experiments: one with claims of every quantity, one with a strength that failed and claims at others, a clamp that was broken off."""
     build = Builder(texts_shown=texts_shown)
     fit, test = build.suite("pairs[train]", 120, 30, 60, matched=True), build.suite("pairs[test]", 200, 50, 100, matched=True)
     live, benign = build.suite("questions", 60, 20, None), build.suite("benign_chat[test]", 500, 250, None)

@@ -207,7 +207,10 @@ def test_processes_that_measured_an_experiment_differently_leave_no_evidence(con
     for parts, message in (
         (halves(content, second_rows=other), "disagree on the experiment on dishonesty and questions: its numbers differ"),
         (halves(content, first=whole.model_copy(update={"unsteered": 0.1})), "its unsteered differs"),
-        (halves(content, second=whole.model_copy(update={"side_effects": (moved,)})), "the kl of the experiment on dishonesty and questions: its points differs"),
+        (
+            halves(content, second=whole.model_copy(update={"side_effects": (moved,)})),
+            "the kl of the experiment on dishonesty and questions: its points differs",
+        ),
     ):
         for order in (1, -1):
             with pytest.raises(EvidenceError, match=message):
