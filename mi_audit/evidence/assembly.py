@@ -3,7 +3,7 @@
 The parts may come from one process or from many; what comes out is the same.
 """
 
-from collections import Counter
+from collections import ChainMap, Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
@@ -81,7 +81,7 @@ def assemble(outline: Outline, parts: Iterable[Part], broken: Sequence[str] = ()
     suites = sorted(gathered.suites.values(), key=lambda suite: (suite.name, suite.digest))
     samples, tokens = SampleTable(), TokenTable(texts_shown=outline.texts_shown)
     for measurement in (*(reading.id for reading in readings), *(name for each in experiments for name in each.measurements)):
-        samples.adopt(measurement, gathered.samples[measurement])
+        samples.adopt(measurement, ChainMap(gathered.samples, gathered.broken_off)[measurement])
     for reading in readings:
         if reading.tokens_error is None:
             tokens.adopt(reading.id, gathered.tokens[reading.id])
@@ -107,7 +107,7 @@ def assemble(outline: Outline, parts: Iterable[Part], broken: Sequence[str] = ()
 
 @dataclass
 class _Gathered:
-    """Records by what names them, each agreed on by all parts that hold it."""
+    """Records by what names them, each agreed on by all parts that hold it; the rows of experiments that were broken off are apart from `samples`."""
 
     audits: dict[int, AuditRecord] = field(default_factory=dict)
     claims: dict[str, ClaimRecord] = field(default_factory=dict)
@@ -116,6 +116,7 @@ class _Gathered:
     detectors: dict[str, DetectorRecord] = field(default_factory=dict)
     suites: dict[str, SuiteRecord] = field(default_factory=dict)
     samples: dict[str, pa.Table] = field(default_factory=dict)
+    broken_off: dict[str, pa.Table] = field(default_factory=dict)
     tokens: dict[str, pa.Table] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
     seconds: Counter[str] = field(default_factory=Counter)
@@ -156,16 +157,18 @@ class _Gathered:
     def _take_experiment(self, experiment: ExperimentRecord, samples: Mapping[str, pa.Table]) -> None:
         """An experiment, with the side effects that either process measured; one that was broken off in one process and finished in another is finished."""
         what, known = f"the experiment on {experiment.detector} and {experiment.suite}", self.experiments.get(experiment.id)
-        finished = [each for each in (known, experiment) if each is not None and each.error is None]
-        if len(finished) == 2:
-            _agreed(what, *(each.model_copy(update={"side_effects": ()}) for each in finished))
-        taken = finished[0] if finished else known or experiment
-        curves = {curve.id: curve for each in (known, experiment) if each is not None for curve in each.side_effects}
+        if known is not None and (known.error is None) == (experiment.error is None):
+            without = {"side_effects": (), "error": None}
+            _agreed(what, known.model_copy(update=without), experiment.model_copy(update=without))
+        taken = min(known or experiment, experiment, key=lambda each: each.error or "")
+        curves = {curve.id: curve for curve in known.side_effects} if known is not None else {}
+        for curve in experiment.side_effects:
+            curves[curve.id] = _agreed(f"the {curve.quantity} of {what}", curves.get(curve.id), curve)
         self.experiments[experiment.id] = taken.model_copy(update={"side_effects": tuple(sorted(curves.values(), key=lambda each: (each.quantity, each.id)))})
+        rows = self.samples if experiment.error is None else self.broken_off
         for name in experiment.measurements:
             if name in samples:
-                replaces = name == experiment.id and (known is None or (known.error is not None and experiment.error is None))
-                self.samples[name] = samples[name] if replaces else _agreed_rows(what, self.samples.get(name), samples[name])
+                rows[name] = _agreed_rows(what, rows.get(name), samples[name])
 
 
 def _agreed(what: str, known: _Kind | None, record: _Kind) -> _Kind:

@@ -3,9 +3,9 @@
 The criteria are fixed. A claim counts where it is about the instrument and passed. **read**: a claim that the detector tells the classes apart, above its
 nulls; baselines that see no internals are held against it and named where they do as well. **selective**: it stays under its threshold on a suite without
 positives, and on benign prompts of the very topics, or tells the classes apart where every topic holds both. **causal**: of one experiment that adds or clamps,
-the effect beats its null; it goes both ways (a sign reversal, or the opposite by an ablation of the same detector); and its divergence on neutral text is
-bounded at its lowest and its highest strength. **general**: all of these on suites of which nothing took part in making the detector. **mechanistic** is not
-assessed.
+the effect beats its null; it goes both ways (a sign reversal, or the opposite of the same effect by an ablation of the same detector); and its divergence on
+neutral text is bounded at its lowest and its highest strength. **general**: all of these on suites of which nothing took part in making the detector, as far as
+that is known: of a direction that was found elsewhere it is not. **mechanistic** is not assessed.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from mi_audit.evidence.experiments import ExperimentRecord
 from mi_audit.evidence.ladder import LadderRecord, RungRecord
 from mi_audit.evidence.records import ClaimRecord, DetectorRecord, SuiteRecord
-from mi_audit.stats.claim import DISCRIMINATING, needs_null
+from mi_audit.stats.claim import DISCRIMINATING, EFFECTS, needs_null
 from mi_audit.stats.verdict import Verdict
 
 
@@ -56,9 +56,9 @@ class _Shown:
         return _Shown(self.detector, self.suites, self.experiments, [claim for claim in self.claims if self._origin(claim.suite_digest) not in seen])
 
     def read(self) -> _Found:
-        telling = [claim for claim in self._of_readings() if claim.quantity in DISCRIMINATING and claim.op in (">=", ">")]
+        telling = [claim for claim in self._of_readings() if claim.quantity in DISCRIMINATING and _beats_its_null(claim)]
         if not telling:
-            return _Found(missing="no claim that passed shows that it tells its classes apart")
+            return _Found(missing="no claim that passed shows that it tells its classes apart, above its nulls")
         return _Found(tuple(telling))
 
     def selective(self) -> _Found:
@@ -82,16 +82,12 @@ class _Shown:
     def _caused_by(self, experiment: ExperimentRecord) -> _Found:
         own = [claim for claim in self.claims if claim.reading == experiment.id]
         where = f"on {experiment.suite}"
-        moved = [claim for claim in own if _beats_its_null(claim)]
+        moved = [claim for claim in own if _pushes(claim) and claim.strength != 0.0]  # a clamp at 0 is an ablation
         if not moved:
             return _Found(missing=f"no claim that passed shows that the effect of it {where} beats that of directions with nothing to find")
+        ablations = {each.id for each in self.experiments.values() if _is_ablation(each) and each.effect == experiment.effect}
         back = [claim for claim in moved if claim.quantity == "sign_reversal"] or [
-            claim
-            for claim in self.claims
-            if claim.reading in self.experiments
-            and _is_ablation(self.experiments[claim.reading])
-            and _beats_its_null(claim)
-            and (claim.op in (">=", ">")) != (moved[0].op in (">=", ">"))
+            claim for claim in self.claims if claim.reading in ablations and _pushes(claim) and all(_direction(claim) == -_direction(other) for other in moved)
         ]
         if not back:
             return _Found(tuple(moved), f"no claim that passed shows that it works both ways {where} (sign_reversal(), or an ablation that does the opposite)")
@@ -114,18 +110,21 @@ class _Shown:
 
 
 def _rungs(shown: _Shown) -> tuple[RungRecord, ...]:
-    elsewhere = shown.elsewhere()
-    rungs = [("read", shown.read()), ("selective", shown.selective()), ("causal", shown.causal()), ("general", _general(elsewhere))]
+    rungs = [("read", shown.read()), ("selective", shown.selective()), ("causal", shown.causal()), ("general", _general(shown))]
     records, below = [], ""
     for name, found in rungs:
         missing = found.missing or (f"the rung below it is missing: {below}" if below else "")
-        why = missing or f"shown by {_listed(found.claims)}{_as_well(found.claims) if name == 'read' else ''}"
+        shown_by = "a claim" if len(found.claims) == 1 else f"{len(found.claims)} claims"
+        why = missing or f"shown by {shown_by}{_as_well(found.claims) if name == 'read' else ''}"
         records.append(_rung(name, "not reached" if missing else "reached", why, () if missing else found.claims))
         below = below or (name if missing else "")
     return (*records, _rung("mechanistic", "not assessed", "no circuit of named components was looked for", ()))
 
 
-def _general(elsewhere: _Shown) -> _Found:
+def _general(shown: _Shown) -> _Found:
+    if shown.detector.kind == "direction":
+        return _Found(missing="it was found elsewhere, and what took part in making it is not known")
+    elsewhere = shown.elsewhere()
     parts = [elsewhere.read(), elsewhere.selective(), elsewhere.causal()]
     lacking = next((part.missing for part in parts if part.missing), "")
     if lacking:
@@ -138,7 +137,19 @@ def _rung(name: str, reached: str, why: str, claims: Iterable[ClaimRecord]) -> R
 
 
 def _beats_its_null(claim: ClaimRecord) -> bool:
-    return needs_null(claim.quantity, claim.op, claim.threshold) and any(null.decides and null.passed for null in claim.nulls)
+    deciding = [null for null in claim.nulls if null.decides]
+    return needs_null(claim.quantity, claim.op, claim.threshold) and bool(deciding) and all(null.passed for null in deciding)
+
+
+def _pushes(claim: ClaimRecord) -> bool:
+    """Whether it shows an effect to one side: the least of several means below 0 shows none."""
+    return claim.quantity in EFFECTS and _beats_its_null(claim) and (claim.op in (">=", ">") or claim.quantity in ("slope", "change"))
+
+
+def _direction(claim: ClaimRecord) -> int:
+    """1 where more of the detector's direction raises the effect, as far as the claim shows, −1 where it lowers it; an ablation is held against it as it is."""
+    up = 1 if claim.op in (">=", ">") else -1
+    return -up if claim.strength is not None and claim.strength < 0.0 else up
 
 
 def _is_ablation(experiment: ExperimentRecord) -> bool:
@@ -150,7 +161,3 @@ def _as_well(claims: Sequence[ClaimRecord]) -> str:
     better = {other.name for claim in claims for other in claim.baselines if other.difference_low > 0}
     others = sorted({other.name for claim in claims for other in claim.baselines} - better)
     return f"; not shown to be better than what sees no internals: {', '.join(others)}" if others else ""
-
-
-def _listed(claims: Sequence[ClaimRecord]) -> str:
-    return ", ".join(claim.id for claim in claims)

@@ -9,7 +9,7 @@ from mi_audit.evidence.climbing import ladders
 from mi_audit.evidence.experiments import ExperimentRecord
 from mi_audit.evidence.outcome import exit_code
 from mi_audit.evidence.records import SCHEMA_VERSION, AuditRecord, ClaimRecord, DetectorRecord, ReadingRecord, RunRecord
-from mi_audit.stats.claim import DISCRIMINATING, SIDE_EFFECTS, needs_null
+from mi_audit.stats.claim import DISCRIMINATING, EFFECTS, SIDE_EFFECTS, needs_null
 from mi_audit.stats.verdict import Verdict
 
 
@@ -30,14 +30,13 @@ def _problems(run: RunRecord) -> Iterator[str]:
     yield from _references(run)
     for detector in run.detectors:
         yield from _curve(detector)
+        yield from _seen(detector, run)
     claims = {claim.id: claim for claim in run.claims}
     for claim in run.claims:
         yield from _claim(claim, run)
     yield from _precision(run)
     yield from _saes(run)
     yield from _experiments(run)
-    if run.ladders != ladders(run.detectors, run.suites, run.experiments, run.claims):
-        yield "its evidence ladders are not those that its claims give"
     yield from _instruments(run)
     for audit in run.audits:
         yield from _audit(audit, claims)
@@ -51,6 +50,8 @@ def _problems(run: RunRecord) -> Iterator[str]:
         yield f"its exit code is {run.exit_code}; its verdicts, in a run that is {'PARTIAL' if run.partial else 'whole'}, give {expected}"
     if not run.partial:
         yield from _completeness(run)
+    if run.ladders != ladders(run.detectors, run.suites, run.experiments, run.claims):
+        yield "its evidence ladders are not those that its claims give"
 
 
 def _references(run: RunRecord) -> Iterator[str]:
@@ -77,7 +78,7 @@ def _references(run: RunRecord) -> Iterator[str]:
         kind = _kind(record)
         if _subject(record) != _subject(claim):
             yield f"claim {claim.id} names another detector or suite than its {kind}"
-        elif claim.n > record.n and (kind == "reading" or claim.on is None):
+        elif claim.n > record.n and claim.on is None:
             yield f"claim {claim.id} counts {claim.n} prompts, its {kind} {record.n}"
     made = [(claim.id, claim.audit) for claim in run.claims]
     listed = [(claim, audit.id) for audit in run.audits for claim in audit.claims]
@@ -111,6 +112,17 @@ def _curve(detector: DetectorRecord) -> Iterator[str]:
     picked = [point.layer for point in detector.curve if point.picked]
     if detector.curve and (not expected or picked != expected or detector.layer != expected[0]):
         yield f"the detector {detector.name!r} reads at layer {detector.layer}, picked {picked}, but its curve is best at {expected}"
+
+
+def _seen(detector: DetectorRecord, run: RunRecord) -> Iterator[str]:
+    """What took part in making a detector is recorded: a suite of which nothing did is told from it."""
+    names = {suite.digest: suite.name for suite in run.suites}
+    if not names.keys() >= set(detector.seen):
+        yield f"the detector {detector.name!r} was made from a suite that is not recorded"
+    elif unseen := [
+        name for name in (detector.fit_suite, detector.validation_suite) if name is not None and name not in {names[each] for each in detector.seen}
+    ]:
+        yield f"the detector {detector.name!r} was made from {unseen[0]!r}, which is not among the suites that it has seen"
 
 
 def _twice(kind: str, ids: Iterable[str]) -> Iterator[str]:
@@ -195,26 +207,39 @@ def _saes(run: RunRecord) -> Iterator[str]:
 def _experiments(run: RunRecord) -> Iterator[str]:
     """Experiments that were finished, at strengths that were measured, bear claims; no others do."""
     suites = {suite.digest for suite in run.suites}
-    claims: dict[str, list[ClaimRecord]] = {}
-    for claim in run.claims:
-        claims.setdefault(claim.reading, []).append(claim)
+    made = {each.id: each for each in run.experiments}
     for each in run.experiments:
         if not {curve.suite_digest for curve in each.side_effects} <= suites:
             yield f"experiment {each.id} has a side effect on a suite that is not recorded"
-        strengths = [point.strength for point in each.points]
-        if strengths != sorted(set(strengths)) or not strengths:
-            yield f"the strengths of the experiment {each.id} do not ascend"
+        curves = [[point.strength for point in curve.points] for curve in each.side_effects]
+        if any(strengths != sorted(set(strengths)) or not strengths for strengths in ([point.strength for point in each.points], *curves)):
+            yield f"the strengths of the experiment {each.id}, or of a side effect of it, do not ascend"
         for point in each.points:
             bounds = [bound for bound in (point.low, point.change, point.high) if bound is not None]
             if len(bounds) != (0 if point.failed is not None else 3) or bounds != sorted(bounds):
                 yield f"experiment {each.id} has a change at the strength {point.strength:g} that does not lie in its interval"
-        failed = {point.strength for point in each.points if point.failed is not None}
-        for claim in claims.get(each.id, ()):
-            rests_on = {claim.strength} if claim.strength is not None else set(strengths)
-            if each.error is not None or rests_on & failed or not rests_on <= set(strengths):
-                yield f"claim {claim.id} rests on an experiment, or a strength of it, that was not finished"
-            if (claim.on is not None) != (claim.quantity in SIDE_EFFECTS):
-                yield f"claim {claim.id} is about {claim.quantity}, measured on {claim.on or 'the suite of the experiment itself'}"
+    for claim in run.claims:
+        if claim.reading in made:
+            yield from _of_experiment(claim, made[claim.reading])
+        elif claim.quantity in EFFECTS | SIDE_EFFECTS or claim.strength is not None or claim.over_null or claim.on is not None:
+            yield f"claim {claim.id} about {claim.quantity} rests on a reading, and can only rest on an experiment"
+
+
+def _of_experiment(claim: ClaimRecord, experiment: ExperimentRecord) -> Iterator[str]:
+    measured = {point.strength: point for point in experiment.points if point.failed is None}
+    if experiment.error is not None or (claim.strength not in measured if claim.strength is not None else len(measured) < len(experiment.points)):
+        yield f"claim {claim.id} rests on an experiment, or a strength of it, that was not finished"
+    elif claim.quantity not in EFFECTS | SIDE_EFFECTS or (claim.on is not None) != (claim.quantity in SIDE_EFFECTS):
+        yield f"claim {claim.id} is about {claim.quantity}, measured on {claim.on or 'the suite of the experiment itself'}"
+    elif (claim.strength is not None) != (claim.quantity == "change" or claim.on is not None):
+        yield f"claim {claim.id} is about {claim.quantity} {'of all strengths' if claim.strength is None else f'at the strength {claim.strength:g}'}"
+    elif claim.strength is not None and not claim.over_null:
+        curves = [curve for curve in experiment.side_effects if (curve.quantity, curve.suite) == (claim.quantity, claim.on) and claim.n <= curve.n]
+        sides = [(side.value, side.low, side.high) for curve in curves for side in curve.points if side.strength == claim.strength]
+        point = measured[claim.strength]
+        given = [(point.change, point.low, point.high)] if claim.on is None else sides
+        if (claim.value, claim.low, claim.high) not in given:
+            yield f"claim {claim.id} is not of the {claim.quantity} that its experiment gives at the strength {claim.strength:g}"
 
 
 def _instruments(run: RunRecord) -> Iterator[str]:

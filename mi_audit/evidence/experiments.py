@@ -169,8 +169,3 @@ class ExperimentRecord(Record):
     def measurements(self) -> tuple[str, ...]:
         """What `samples.parquet` calls it and its side effects."""
         return (self.id, *(curve.id for curve in self.side_effects))
-
-    @property
-    def measured(self) -> int:
-        """Strengths at which something was measured."""
-        return sum(point.failed is None for point in self.points)

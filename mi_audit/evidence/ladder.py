@@ -13,7 +13,7 @@ class RungRecord(Record):
     reached: Literal["reached", "not reached", "not assessed"]
     """Whether the claims of this run show it, and every rung below it is reached too."""
     why: Text
-    """The claims that show it, or what is missing."""
+    """How many claims show it, or what is missing."""
     claims: tuple[Name, ...]
     """Ids of the claims that show it."""
 

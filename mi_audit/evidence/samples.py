@@ -14,10 +14,10 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mi_audit.errors import EvidenceError
+from mi_audit.evidence.experiments import AS_IT_IS, condition
 from mi_audit.evidence.records import RunRecord
 
 Floats = NDArray[np.floating]
@@ -164,25 +164,30 @@ class SampleTable:
 
 
 def check_rows(detector_rows: pa.Table, run: RunRecord) -> None:
-    """Refuse a sample table that does not hold one score of the detector for each prompt of each reading, and in an experiment for each strength too.
+    """Refuse a sample table that does not hold one score of the detector for each prompt: of a reading; of an experiment as it is, and at each strength.
 
     Args:
-        detector_rows: the column `measurement` of the rows whose arm is the detector.
+        detector_rows: the columns `measurement` and `condition` of the rows whose arm is the detector.
         run: the records.
 
     Raises:
-        EvidenceError: names the reading that does not fit.
+        EvidenceError: names the reading or the experiment that does not fit.
     """
-    counted = pc.value_counts(detector_rows["measurement"].cast(pa.string()))
-    found = {count["values"]: count["counts"] for count in counted.to_pylist()}
+    counted = detector_rows.group_by(["measurement", "condition"]).aggregate([([], "count_all")]).to_pylist()
+    found: dict[str, dict[str, int]] = {}
+    for count in counted:
+        found.setdefault(count["measurement"], {})[count["condition"]] = count["count_all"]
     for reading in run.readings:
-        if found.pop(reading.id, 0) != reading.n:
+        if found.pop(reading.id, {}) != {"": reading.n}:
             raise EvidenceError(f"the sample table contradicts the records: it has not the {reading.n} scores of the reading {reading.id}, one a prompt")
     for experiment in run.experiments:
-        conditions = 1 + experiment.measured
+        conditions = [AS_IT_IS, *(condition(point.strength) for point in experiment.points if point.failed is None)]
         for name, n in ((experiment.id, experiment.n), *((curve.id, curve.n) for curve in experiment.side_effects)):
-            if found.pop(name, 0) != n * conditions:
-                raise EvidenceError(f"the sample table contradicts the records: it has not the {n} × {conditions} numbers of the experiment {experiment.id}")
+            if found.pop(name, {}) != dict.fromkeys(conditions, n):
+                raise EvidenceError(
+                    f"the sample table contradicts the records: it has not the {n} × {len(conditions)} numbers of the experiment {experiment.id},"
+                    " of each prompt as it is and at each strength"
+                )
     if found:
         raise EvidenceError(f"the sample table contradicts the records: it has scores of the reading {str(min(found))[:80]!r}, which is not recorded")
 

@@ -108,7 +108,7 @@ def read(directory: Path) -> Bundle:
         if run.tables[tables.TOKENS].rows > tokens.most_rows(run):
             raise EvidenceError(f"{directory / tables.TOKENS} has {run.tables[tables.TOKENS].rows} rows, more than its readings can have; it is not read")
         bundle = Bundle(directory, run, evidence.volatile)
-        check_rows(bundle.samples(columns=["measurement"], arm=DETECTOR), run)
+        check_rows(bundle.samples(columns=["measurement", "condition"], arm=DETECTOR), run)
         tokens.check(bundle.tokens(), run)
         _check_detectors(directory, run)
         return bundle
@@ -139,7 +139,7 @@ def _fill(
 ) -> None:
     every = {**tables.flat_tables(run), tables.SAMPLES: samples.table(), tables.TOKENS: token_table.table()}
     sampled = every[tables.SAMPLES]
-    check_rows(sampled.filter(pc.equal(sampled["arm"], DETECTOR)).select(["measurement"]), run)
+    check_rows(sampled.filter(pc.equal(sampled["arm"], DETECTOR)).select(["measurement", "condition"]), run)
     tokens.check(every[tables.TOKENS], run)
     records = {}
     for name, table in every.items():

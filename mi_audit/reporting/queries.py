@@ -84,13 +84,20 @@ def query(claim: ClaimRecord, experiment: ExperimentRecord | None = None) -> str
             return _ROWS.format(source=source)
 
 
+def measurement_of(claim: ClaimRecord, experiment: ExperimentRecord | None) -> str:
+    """What `samples.parquet` calls that on which a claim rests: a reading, an experiment, or a side effect of one."""
+    curves = () if experiment is None or claim.on is None else experiment.side_effects
+    return next((curve.id for curve in curves if (curve.quantity, curve.suite) == (claim.quantity, claim.on)), claim.reading)
+
+
 def _of_experiment(claim: ClaimRecord, experiment: ExperimentRecord) -> str:
     """Every prompt is there at every strength, so that the quantity of the means over prompts is the mean over prompts."""
     at = "" if claim.strength is None else condition(claim.strength)
     if claim.quantity not in EFFECTS:
-        measurement = next((curve.id for curve in experiment.side_effects if (curve.quantity, curve.suite) == (claim.quantity, claim.on)), experiment.id)
-        both = ", ".join(f"('{name}', 0)" for name in (at, AS_IT_IS))
-        return _EFFECT_MEANS.format(doses=both, mean="avg(value)", measurement=measurement, arms="'detector'") + _SIDE.format(quantity=claim.quantity, at=at)
+        of_two = ", ".join(f"('{name}', 0)" for name in (at, AS_IT_IS))
+        return _EFFECT_MEANS.format(doses=of_two, mean="avg(value)", measurement=measurement_of(claim, experiment), arms="'detector'") + _SIDE.format(
+            quantity=claim.quantity, at=at
+        )
     strengths = [point.strength for point in experiment.points if point.failed is None]
     doses = {condition(strength): strength for strength in strengths}
     if experiment.origin or claim.quantity in ("change", "sign_reversal"):

@@ -54,8 +54,7 @@ class Scores:
         self._tables = {str(measurement): part for (measurement,), part in stretches(table, "measurement")}
         self._tokens = TokenScores(bundle.tokens())
         self._seed = bundle.run.plan.seed
-        self._bundle = bundle
-        self._digests: dict[tuple[str, str], Mapping[str, str]] = {}
+        self._digests: dict[str, Mapping[str, str]] = {}
 
     def view(self, number: int, reading: ReadingRecord, tokens: int) -> ReadingView:
         """Charts, samples and heat strips of at most `tokens` tokens of one reading; the random few follow from the plan's seed.
@@ -79,12 +78,12 @@ class Scores:
             heat=self._tokens.heat(reading, [(prompts[row], float(values[row])) for row in top], float(np.median(values)), tokens),
         )
 
-    def digests(self, measurement: str, arm: str = DETECTOR) -> Mapping[str, str]:
-        """Digest of each prompt of an arm of a reading or an experiment, by id."""
-        if (measurement, arm) not in self._digests:
-            rows = self._tables.get(measurement) if arm == DETECTOR else self._bundle.samples(columns=["prompt", "digest"], arm=arm, measurement=measurement)
-            self._digests[measurement, arm] = {} if rows is None else dict(zip(rows["prompt"].to_pylist(), rows["digest"].to_pylist(), strict=True))
-        return self._digests[measurement, arm]
+    def digests(self, measurement: str) -> Mapping[str, str]:
+        """Digest of each prompt of a reading, an experiment or a side effect of one, by id."""
+        if measurement not in self._digests:
+            rows = self._tables.get(measurement)
+            self._digests[measurement] = {} if rows is None else dict(zip(rows["prompt"].to_pylist(), rows["digest"].to_pylist(), strict=True))
+        return self._digests[measurement]
 
     def _rows(self, reading: ReadingRecord) -> Any:
         rows = self._tables.get(reading.id)

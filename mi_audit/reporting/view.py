@@ -9,13 +9,12 @@ from mi_audit.errors import EvidenceError
 from mi_audit.evidence.experiments import ExperimentRecord
 from mi_audit.evidence.ladder import LadderRecord
 from mi_audit.evidence.records import AuditRecord, ClaimRecord, DetectorRecord, ReadingRecord, RunRecord, SuiteRecord, VolatileRecord
-from mi_audit.evidence.samples import DETECTOR
 from mi_audit.evidence.store import Bundle
 from mi_audit.reporting import catalogue, facts
 from mi_audit.reporting.charts import IntervalPlot, interval_plots
 from mi_audit.reporting.charts_sweep import SweepView, sweep_views
 from mi_audit.reporting.experiments import ExperimentView, experiment_view
-from mi_audit.reporting.queries import query
+from mi_audit.reporting.queries import measurement_of, query
 from mi_audit.reporting.readings import ReadingView, Scores
 
 _Measured = TypeVar("_Measured", ReadingRecord, ExperimentRecord)
@@ -203,8 +202,7 @@ def _claim_views(
     plots = {name: plot for claims in by_audit.values() for name, plot in interval_plots(claims).items()}
     views = {}
     for claim in run.claims:
-        arm = DETECTOR if claim.on is None else f"side effect: {claim.quantity}"
-        digests = scores.digests(claim.reading, arm) if claim.audit in carded and claim.worst else {}
+        digests = scores.digests(measurement_of(claim, made.get(claim.reading))) if claim.audit in carded and claim.worst else {}
         views[claim.id] = ClaimView(
             anchor=f"claim-{numbers[claim.audit]}-{claim.index + 1}",
             audit=audits[claim.audit],

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from mi_audit.evidence import store
+from mi_audit.evidence.climbing import ladders
 from mi_audit.evidence.outcome import exit_code
 from mi_audit.evidence.records import (
     AuditRecord,
@@ -91,9 +92,18 @@ class Builder:
         self.random = np.random.default_rng(self.seed)
         self.tokens = TokenTable(texts_shown=self.texts_shown)
 
-    def suite(self, name: str, n: int, groups: int, positives: int | None, source: str = "shipped with the audit") -> SuiteRecord:
-        negatives = None if positives is None else n - positives
-        self.suites[name] = SuiteRecord(name=name, digest=sha(f"suite {name}"), source=source, n=n, groups=groups, positives=positives, negatives=negatives)
+    def suite(self, name: str, n: int, groups: int, positives: int | None, source: str = "shipped with the audit", *, matched: bool = False) -> SuiteRecord:
+        self.suites[name] = SuiteRecord(
+            name=name,
+            digest=sha(f"suite {name}"),
+            source=source,
+            n=n,
+            groups=groups,
+            positives=positives,
+            negatives=None if positives is None else n - positives,
+            origin=sha(f"suite {name.split('[')[0]}"),
+            matched=matched,
+        )
         return self.suites[name]
 
     def probe(self, name: str, method: str, hook_point: str, layer: int, fit: SuiteRecord, threshold: float | None) -> DetectorRecord:
@@ -110,6 +120,7 @@ class Builder:
             fit_suite=fit.name,
             fit_n=fit.n,
             fit_groups=fit.groups,
+            seen=(fit.digest,),
             validation_suite=None,
             curve=(),
             regularisation=0.1 if method == "logistic" else None,
@@ -136,7 +147,8 @@ class Builder:
             )
             for layer, value in enumerate(heights)
         ]
-        self.detectors[detector.name] = detector.model_copy(update={"kind": "sweep", "curve": tuple(curve), "validation_suite": validation.name})
+        chosen = {"kind": "sweep", "curve": tuple(curve), "validation_suite": validation.name, "seen": (*detector.seen, validation.digest)}
+        self.detectors[detector.name] = detector.model_copy(update=chosen)
         return self.detectors[detector.name]
 
     def read(self, detector: DetectorRecord, suite: SuiteRecord, shift: float, centre: float = 0.0, *, controls: bool = True, hostile: bool = False) -> Read:
@@ -282,7 +294,9 @@ class Builder:
             "verdict": Verdict.worst([audit.verdict for audit in self.audits]),
             "partial": (),
             "texts_shown": self.texts_shown,
+            "experiments": (),
         } | more
+        fields.setdefault("ladders", ladders(list(self.detectors.values()), list(self.suites.values()), fields["experiments"], self.claims))
         fields.setdefault("exit_code", exit_code([audit.verdict for audit in self.audits], fields["verdict"], fields["partial"]))
         return RunRecord(
             suites=list(self.suites.values()),

@@ -49,6 +49,7 @@ def parts_of(content: bundles.Content) -> list[Part]:
             suites=run.suites if claims else (),
             detectors=detectors,
             readings=readings,
+            sampled=[reading.id for reading in readings],
             seconds={"forward passes": 1.5},
             cache={"prompts found": 2},
             cache_trouble="full" if place else None,
