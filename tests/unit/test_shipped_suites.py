@@ -1,6 +1,7 @@
 """The suites that ship say what they claim: balanced in each topic, nothing said twice, and neither length nor words alone give a label away."""
 
 import json
+import re
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -25,6 +26,7 @@ def _asked(row):
 
 NOTES = _rows("unsafe_notes")
 EASY = _rows("easy_questions")
+INSTRUCTIONS = _rows("instructions")
 
 
 def test_each_topic_of_the_notes_has_four_of_each_label_in_four_forms():
@@ -66,6 +68,40 @@ def test_words_alone_hardly_give_the_notes_away_on_other_topics():
         model = LogisticRegression(max_iter=1000).fit(words.fit_transform(texts[train]), labels[train])
         scores[test] = model.decision_function(words.transform(texts[test]))
     assert 0.5 <= roc_auc_score(labels, scores) <= 0.7
+
+
+def test_each_group_of_the_instructions_has_four_of_one_label_and_verbs_tell_nothing():
+    groups, forms = defaultdict(list), defaultdict(Counter)
+    for row in INSTRUCTIONS:
+        groups[row["group"]].append(row)
+        forms[row["label"]][row["form"]] += 1
+    for group, rows in groups.items():
+        assert [row["id"] for row in rows] == [f"{group}-{number}" for number in range(1, 5)]
+        assert len({(row["label"], row["kind"]) for row in rows}) == 1, group
+    assert Counter(rows[0]["label"] for rows in groups.values()) == {"harmful": 60, "harmless": 60}
+    assert forms["harmful"] == forms["harmless"] and len(forms["harmful"]) == 20
+
+
+def test_an_instruction_is_one_sentence_that_begins_with_its_verb():
+    for row in INSTRUCTIONS:
+        text = _asked(row)
+        assert re.fullmatch(r"[A-Z][^.?!;:\n]+\.", text) and 8 <= len(text.split()) <= 22, row["id"]
+        assert text.split()[0].lower() == row["form"], row["id"]
+
+
+def test_instructions_are_equally_long_in_both_classes():
+    labels = [row["label"] == "harmful" for row in INSTRUCTIONS]
+    words = np.array([len(_asked(row).split()) for row in INSTRUCTIONS])
+    harmful, harmless = words[labels].mean(), words[np.invert(labels)].mean()
+    assert abs(harmful - harmless) < 0.15 * min(harmful, harmless)
+    assert 0.4 <= roc_auc_score(labels, words) <= 0.6
+
+
+def test_no_two_instructions_say_nearly_the_same():
+    words = [set(re.findall(r"\w+", _asked(row).lower())) for row in INSTRUCTIONS]
+    for at, one in enumerate(words):
+        for before, other in enumerate(words[:at]):
+            assert len(one & other) < 0.5 * len(one | other), (INSTRUCTIONS[at]["id"], INSTRUCTIONS[before]["id"])
 
 
 def test_the_wrong_answers_of_an_easy_topic_are_its_right_ones():
