@@ -188,7 +188,7 @@ def test_a_step_that_decides_nothing_leaves_the_smallest_undecided():
         (lambda: sweep().estimate("change", 3.0), "no strength 3.0.*-2, -0.5, 1, 4"),
         (lambda: sweep(strengths=(1.0, 1.0)), "ascending"),
         (lambda: sweep(strengths=(2.0, 1.0)), "ascending"),
-        (lambda: sweep(strengths=(0.0, 1.0)), "other than 0"),
+        (lambda: sweep(strengths=(0.0, 1.0)), "none of them 0"),
         (lambda: sweep(strengths=()), "strengths"),
         (lambda: sweep(groups=GROUPS[:1]).estimate("slope"), "one group"),
         (lambda: replace(sweep(), groups=GROUPS[:99]), r"unsteered must be floats of shape \(99,\)"),
