@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -22,6 +23,7 @@ from mi_audit.engine.site import Site
 from mi_audit.engine.variants import how_passed
 from mi_audit.errors import DetectorError, HookPointError, NotFiniteError
 from mi_audit.model.audited import AuditedModel
+from mi_audit.plan.digest import Json
 from mi_audit.plan.latents import LatentSpec
 from mi_audit.plan.measurements import Measured
 from mi_audit.plan.places import At, Tokens
@@ -267,7 +269,10 @@ class Laboratory:
         with offer.blamed():
             effect = offer.value(spec.effect, tokenizer_of(model))
         fitted = self._bench.learned(spec.effect.detector).detector if spec.effect.detector is not None else None
-        key = None if spec.effect.function is not None or not offer.plugin.built_in else spec.effect.describe()
+        key: dict[str, Json] | None = None
+        if spec.effect.function is None and offer.plugin.built_in:
+            # what a detector learned depends on the run's seed and on code besides its spec
+            key = {**spec.effect.describe(), "learned": None if fitted is None else sha256(fitted.to_bytes()).hexdigest()}
         return Instrument(model, effect, key, fitted, self._bench.cache)
 
     def _titled(self, title: str) -> Progress | None:

@@ -35,7 +35,9 @@ def made(name, n, *, groups=1, longest=20, **fields):
     return suite(rows, name=name)
 
 
-FIT = suite([{"id": each.id, "text": each.text, "group": each.group, "label": number % 2 == 1} for number, each in enumerate(made("fit", 24, groups=2))], name="fit")
+FIT = suite(
+    [{"id": each.id, "text": each.text, "group": each.group, "label": number % 2 == 1} for number, each in enumerate(made("fit", 24, groups=2))], name="fit"
+)
 ASKED = made("asked", 5, right=("ye", "ok"), wrong=("no", "up"), other=("xi", " m"))
 NEUTRAL = made("neutral", 6, groups=2, longest=150, answer=("yes", " a"), other=("no", "bcd"))
 PROBE = mi.probe("probe", method="difference_of_means", at=mi.at("resid_post", layer=LAYER), fit=FIT)

@@ -114,7 +114,11 @@ def test_what_is_in_the_cache_is_not_measured_again(model, tmp_path, monkeypatch
         spec = steer(effect=effect, controls=True)
         (first, some), (second, none) = again(spec), again(spec)
         assert some > 0 and none == 0
-        for one, other in [(first.unsteered, second.unsteered), (first.values, second.values), *((first.nulls[name], second.nulls[name]) for name in first.nulls)]:
+        for one, other in [
+            (first.unsteered, second.unsteered),
+            (first.values, second.values),
+            *((first.nulls[name], second.nulls[name]) for name in first.nulls),
+        ]:
             np.testing.assert_array_equal(one, other)
         assert (first.direct is None) == (effect is KINDS["detector_score"])
     spec = steer(controls=True)
