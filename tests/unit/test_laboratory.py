@@ -1,125 +1,50 @@
-"""Experiments equal plain hooks of torch, prompt by prompt; what fails or is broken off leaves nothing in the model, and what was measured stays."""
+"""Experiments equal plain hooks of torch, prompt by prompt: effects, units and nulls."""
 
-import random
 from math import exp
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 import mi_audit as mi
-from mi_audit.causal import arms, refusals
-from mi_audit.causal.laboratory import Laboratory
-from mi_audit.detectors.bench import Bench
-from mi_audit.engine.cache import ActivationCache
-from mi_audit.errors import DetectorError
-from mi_audit.model.load import load
-from mi_audit.plan.steering import DoseSpec, ablate_spec, steer_spec
-from mi_audit.suites.suite import suite
+from mi_audit.causal import refusals
+from mi_audit.plan.steering import DoseSpec
 from tests.agreement.tiny_models import LAYERS
-from tests.unit.plain_steering import goes_on, heard, left_in, logits, save_with_sink
-
-ALPHA, DRAWS, LAYER, STRENGTHS = 0.025, 39, 1, (-2.0, 1.5)
-EFFECTS = mi.effects
-CLOSE = {"rtol": 2e-4, "atol": 2e-5}
-
-
-def made(name, n, *, groups=1, longest=20, **fields):
-    draw = random.Random(name)
-    rows = []
-    for row in range(n):
-        text = "".join(draw.choices("abcdefgh ", k=draw.randint(9, longest))) + ("yes" if row % 2 else "no")
-        own = {key: value[row % len(value)] for key, value in fields.items()}
-        rows.append({"id": f"{name}{row}", "text": text, "group": f"{name}{row // groups}", **own})
-    return suite(rows, name=name)
-
-
-FIT = suite(
-    [{"id": each.id, "text": each.text, "group": each.group, "label": number % 2 == 1} for number, each in enumerate(made("fit", 24, groups=2))], name="fit"
+from tests.unit.experiments import (
+    ASKED,
+    CLOSE,
+    DRAWS,
+    FIT,
+    KINDS,
+    LAYER,
+    NEUTRAL,
+    PROBE,
+    READER,
+    SHARP,
+    STRENGTHS,
+    ablate,
+    adding,
+    after,
+    block,
+    classes,
+    ids_of,
+    laboratory,
+    letters,
+    likelihood,
+    opened,
+    steer,
+    token,
+    touched_of,
+    vector,
 )
-ASKED = made("asked", 5, right=("ye", "ok"), wrong=("no", "up"), other=("xi", " m"))
-NEUTRAL = made("neutral", 6, groups=2, longest=150, answer=("yes", " a"), other=("no", "bcd"))
-PROBE = mi.probe("probe", method="difference_of_means", at=mi.at("resid_post", layer=LAYER), fit=FIT)
-SHARP = mi.probe("sharp", method="mass_mean", at=mi.at("resid_post", layer=LAYER), fit=FIT)
+from tests.unit.plain_steering import goes_on, heard, save_with_sink
+
+LATER = {}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return save_with_sink(tmp_path_factory.mktemp("models") / "sink")
-
-
-@pytest.fixture(scope="module")
-def model(folder):
-    return load(str(folder), device="cpu", progress=False)
-
-
-def laboratory(model, cache=None):
-    return Laboratory(Bench(model, alpha=ALPHA, seed=3, cache=cache), model, alpha=ALPHA, seed=3)
-
-
-def steer(detector=PROBE, effect=None, strengths=STRENGTHS, on=ASKED, **options):
-    effect = EFFECTS.logit_difference("a", "b") if effect is None else effect
-    return steer_spec(detector, on, effect, strengths, **{"unit": None, "tokens": "generated", "profile": (), "controls": False, **options})
-
-
-def ablate(detector=PROBE, everywhere=None, tokens="all", controls=False, effect=None):
-    effect = EFFECTS.logit_difference("a", "b") if effect is None else effect
-    return ablate_spec(detector, ASKED, effect, everywhere=everywhere, tokens=tokens, controls=controls)
-
-
-def ids_of(model, text):
-    return tuple(model.tokenizer(text).input_ids)
-
-
-def token(model, text):
-    return model.tokenizer(text, add_special_tokens=False).input_ids[0]
-
-
-def block(model, layer=LAYER):
-    return [model.hf.model.layers[layer]]
-
-
-def classes(model):
-    """Positives and negatives of the fit suite [n, width] each, as plain hooks read them."""
-    acts = torch.stack([heard(model.hf, ids_of(model, each.text), LAYER)[-1] for each in FIT]).double()
-    labels = torch.tensor([each.label for each in FIT])
-    return acts[labels], acts[~labels]
-
-
-def vector(model):
-    positive, negative = classes(model)
-    return (positive.mean(dim=0) - negative.mean(dim=0)).float()
-
-
-def touched_of(ids, tokens):
-    """Without the sink, which is the first."""
-    return {"generated": [len(ids) - 1], "prompt": list(range(1, len(ids))), "all": list(range(1, len(ids)))}[tokens]
-
-
-def adding(vector, strength):
-    return None if strength is None else lambda acts: acts + strength * vector
-
-
-def after(model, text, tokens, modules, change, answer=()):
-    """The logits [K, vocabulary] that predict the answer's tokens, or what comes first."""
-    ids = ids_of(model, text)
-    touched = [*touched_of(ids, tokens), *(range(len(ids), len(ids) + len(answer) - 1) if tokens != "prompt" else ())]
-    return logits(model.hf, (*ids, *answer), modules, touched, change)[len(ids) - 1 : len(ids) - 1 + max(1, len(answer))]
-
-
-def likelihood(model, prompt, name, *rest):
-    answer = tuple(model.tokenizer(prompt.field(name), add_special_tokens=False).input_ids)
-    found = after(model, prompt.text, *rest, answer=answer).double().log_softmax(dim=-1)
-    return sum(float(found[place, one]) for place, one in enumerate(answer))
-
-
-def seventh(logits, prompt):
-    return logits[:, 7] * len(prompt.text)
-
-
-def letters(text, prompt):
-    return sum(map(ord, text)) / len(prompt.text)
+def model(tmp_path_factory):
+    return opened(tmp_path_factory.mktemp("models") / "sink")
 
 
 def plain(model, name, prompt, tokens, modules, change):
@@ -147,20 +72,6 @@ def plain(model, name, prompt, tokens, modules, change):
         "probability": float(p[a] + p[b]),
         "function": float(first[7]) * len(prompt.text),
     }[name]
-
-
-LATER = {}
-READER = mi.probe("reader", method="difference_of_means", at=mi.at("resid_post", layer=2), fit=FIT)
-KINDS = {
-    "logit_difference": EFFECTS.logit_difference(("a", "b", "ab"), "c"),
-    "probability": EFFECTS.probability("a", "bc"),
-    "log_likelihood": EFFECTS.log_likelihood("right"),
-    "choice": EFFECTS.choice("right", "wrong", "other"),
-    "detector_score": EFFECTS.detector_score(READER),
-    "function": EFFECTS.function(seventh),
-    "refusal": EFFECTS.refusal(max_new_tokens=12),
-    "of_text": EFFECTS.of_text(letters, max_new_tokens=12),
-}
 
 
 @pytest.mark.parametrize("tokens", ["generated", "prompt", "all"])
@@ -220,3 +131,16 @@ def test_units_and_nulls(detector, unit, model):
         signs = np.linalg.lstsq(pairs.T, found.handle.nulls["shuffled labels"].T, rcond=None)[0]
         np.testing.assert_allclose(np.abs(signs), np.abs(signs).max(axis=0, keepdims=True).repeat(len(pairs), axis=0), rtol=0.02)
         assert len({tuple(row > 0) for row in signs.T}) > DRAWS // 2
+
+
+def test_a_script_makes_claims_of_experiments(tmp_path, model):
+    auditor = mi.load_model(str(save_with_sink(tmp_path / "sink")), device="cpu", seed=3, cache=False)
+    sweep = auditor.steer(PROBE, on=ASKED, strengths=STRENGTHS, effect=KINDS["logit_difference"])
+    lab, spec = laboratory(model), steer(effect=KINDS["logit_difference"], controls=True)
+    claim = sweep.slope() > sweep.null.slope()
+    assert claim.estimate.value == lab.estimate(DoseSpec(spec, "slope", over_null=True)).value and claim.estimate.excess
+    assert sweep.slope().value == lab.estimate(DoseSpec(spec, "slope")).value
+    assert sweep.at(1.5).change().value == lab.estimate(DoseSpec(spec, "change", 1.5)).value
+    assert sweep.at(-2).side_effects(on=NEUTRAL).kl().value == lab.estimate(DoseSpec(spec, "kl", -2.0, neutral=NEUTRAL)).value
+    ablation = auditor.ablate(PROBE, on=ASKED, effect=KINDS["logit_difference"], tokens="all", controls=False)
+    assert ablation.change().value == lab.estimate(DoseSpec(ablate(effect=KINDS["logit_difference"]), "change", 1.0)).value

@@ -8,17 +8,36 @@ from safetensors.torch import load_file
 import mi_audit as mi
 from mi_audit.errors import DetectorError
 from mi_audit.plan.steering import DoseSpec
-from tests.agreement.tiny_models import LAYERS
+from tests.unit.experiments import (
+    ASKED,
+    CLOSE,
+    DRAWS,
+    LAYER,
+    NEUTRAL,
+    STRENGTHS,
+    ablate,
+    adding,
+    after,
+    block,
+    ids_of,
+    laboratory,
+    likelihood,
+    made,
+    opened,
+    steer,
+    token,
+    vector,
+)
 from tests.unit.plain_steering import goes_on, heard, logits
 from tests.unit.saes import save_sae
-from tests.unit.test_laboratory import (
-    ASKED, CLOSE, DRAWS, LAYER, NEUTRAL, PROBE, STRENGTHS, ablate, adding, after, block, folder, ids_of, laboratory, likelihood, made, model, steer, token, vector,
-)  # fmt: skip
-
-__all__ = ["folder", "model"]
 
 CORPUS = made("corpus", 30)
 LATENTS = 600
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return opened(tmp_path_factory.mktemp("models") / "sink")
 
 
 @pytest.fixture(scope="module")
@@ -102,11 +121,8 @@ def beside(model, quantity, prompt, tokens, change):
     """A side effect of one prompt, as a number of the model that is changed so."""
     ids = ids_of(model, prompt.text)
     if quantity == "repetition_change":
-        on_generated = tokens != "prompt"
-        # of a prompt that was cut, its last token is touched where an answer's tokens are
-        touched = {"generated": [15], "all": range(1, 16), "prompt": range(1, 15 + (len(ids) <= 16))}[tokens]
-        touched = range(1, 16) if tokens == "prompt" else touched
-        return repeated(goes_on(model.hf, ids[:16], 48, block(model), touched, change, on_generated=on_generated))
+        touched = [15] if tokens == "generated" else range(1, 16)
+        return repeated(goes_on(model.hf, ids[:16], 48, block(model), touched, change, on_generated=tokens != "prompt"))
     if quantity == "capability_change":
         own, other = (likelihood(model, prompt, name, tokens, block(model), change) for name in ("answer", "other"))
         return 0.5 + 0.5 * np.sign(own - other)

@@ -1,5 +1,6 @@
 """What fails or is broken off leaves nothing in the model, and what was measured stays; what was measured once is not measured again."""
 
+import random
 from dataclasses import replace
 
 import numpy as np
@@ -14,11 +15,15 @@ from mi_audit.errors import DetectorError, NotFiniteError
 from mi_audit.model.load import load
 from mi_audit.plan.steering import DoseSpec
 from mi_audit.stats.verdict import Verdict
+from mi_audit.suites.suite import suite
 from tests.agreement.tiny_models import tiny
-from tests.unit.plain_steering import left_in
-from tests.unit.test_laboratory import ASKED, KINDS, LAYER, NEUTRAL, STRENGTHS, folder, laboratory, model, steer
+from tests.unit.experiments import ASKED, FIT, KINDS, LAYER, NEUTRAL, STRENGTHS, laboratory, made, opened, steer
+from tests.unit.plain_steering import left_in, save_with_sink
 
-__all__ = ["folder", "model"]
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return opened(tmp_path_factory.mktemp("models") / "sink")
 
 
 @pytest.fixture
@@ -131,8 +136,23 @@ def test_what_is_in_the_cache_is_not_measured_again(model, tmp_path, monkeypatch
         assert again(uncached)[1]
 
 
-def test_low_precision_decides_nothing(folder):
-    half = load(str(folder), device="cpu", dtype="bfloat16", progress=False)
+def test_scores_in_the_cache_are_of_what_was_learned(model, tmp_path):
+    """A layer that is chosen with another seed is another detector, of the same spec."""
+    draw = random.Random(0)
+    noisy = suite([{"text": each.text, "group": each.group, "label": draw.random() < 0.5} for each in made("noisy", 60)], name="noisy")
+    reader = mi.sweep(mi.probe("reader", method="difference_of_means", at=mi.at("resid_post", depth=0.5), fit=noisy))
+    early = mi.probe("early", method="difference_of_means", at=mi.at("resid_pre", layer=0), fit=FIT)
+    spec = steer(early, mi.effects.detector_score(reader))
+    layers = set()
+    for seed in range(8):
+        fresh, kept = (laboratory(model, cache, seed) for cache in (None, ActivationCache.of(model, tmp_path)))
+        layers.add(kept._bench.detector(spec.effect.detector).at.layer)
+        np.testing.assert_allclose(kept.experiment(spec).values, fresh.experiment(spec).values, rtol=1e-6)
+    assert len(layers) > 1
+
+
+def test_low_precision_decides_nothing(tmp_path):
+    half = load(str(save_with_sink(tmp_path / "sink")), device="cpu", dtype="bfloat16", progress=False)
     lab, spec = laboratory(half), steer()
     for asked in (DoseSpec(spec, "slope"), DoseSpec(spec, "change", STRENGTHS[0]), DoseSpec(spec, "kl", STRENGTHS[0], neutral=NEUTRAL)):
         estimate = lab.estimate(asked)
