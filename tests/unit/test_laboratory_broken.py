@@ -132,8 +132,11 @@ def test_what_is_in_the_cache_is_not_measured_again(model, tmp_path, monkeypatch
     for other in (steer(strengths=(-2.0, 1.0)), steer(on=fewer), steer(tokens="all"), steer(unit="norm"), steer(effect=mi.effects.logit_difference("a", "c"))):
         assert again(other)[1]
         assert not again(other)[1]
-    for uncached in (steer(effect=KINDS["function"]), steer(effect=KINDS["function"])):
-        assert again(uncached)[1]
+    answered = suite([{"id": each.id, "text": each.text, "right": "no"} for each in ASKED], name=ASKED.name)
+    for on in (ASKED, answered):
+        assert again(steer(effect=KINDS["log_likelihood"], on=on))[1]
+    for _ in range(2):
+        assert again(steer(effect=KINDS["function"]))[1]
 
 
 def test_scores_in_the_cache_are_of_what_was_learned(model, tmp_path):
