@@ -23,7 +23,7 @@ from mi_audit.engine.rows import Treatment
 from mi_audit.engine.sampling import Sampling
 from mi_audit.engine.selection import select
 from mi_audit.engine.variants import Read, holding, read_variants
-from mi_audit.errors import DetectorError
+from mi_audit.errors import DetectorError, NotFiniteError
 from mi_audit.plan.digest import Json, digest_of, digest_of_code
 from mi_audit.stats.checks import Floats
 
@@ -149,21 +149,29 @@ def written(model: "LoadedModel", prompts: Sequence[Asked], rows: Rows, max_new_
 
 
 def generated(model: "LoadedModel", prompts: Sequence[Asked], rows: Rows, max_new_tokens: int, progress: Hearer | None = None) -> list[list[Ids]]:
-    """The tokens of `written`."""
-    variants = rows.number * len(rows.strengths)
+    """The tokens of `written`.
+
+    Raises:
+        NotFiniteError: as `Instrument.measure`.
+        HookPointError, PromptError: as the passes.
+    """
 
     def treatments(of_rows: Tensor) -> list[Treatment]:
-        steered = of_rows < variants  # the last is the model as it is
-        return [Treatment(at, each, steered) for at, each in rows.interventions(of_rows.clamp(max=variants - 1))]
+        steered = of_rows > 0  # the first is the model as it is: where that is broken, no variant is to blame
+        return [Treatment(at, each, steered) for at, each in rows.interventions((of_rows - 1).clamp(min=0))]
 
-    return generate(
-        model,
-        [each.ids for each in prompts],
-        [each.touched for each in prompts],
-        variants + 1,
-        treatments,
-        rows.places,
-        Sampling(max_new_tokens),
-        on_generated=any(each.answers for each in prompts),
-        progress=progress,
-    )
+    try:
+        base, *variants = generate(
+            model,
+            [each.ids for each in prompts],
+            [each.touched for each in prompts],
+            1 + rows.number * len(rows.strengths),
+            treatments,
+            rows.places,
+            Sampling(max_new_tokens),
+            on_generated=any(each.answers for each in prompts),
+            progress=progress,
+        )
+    except NotFiniteError as error:
+        raise NotFiniteError("the logits after a text are not finite", error.variant - 1 if error.variant else None) from error
+    return [*variants, base]

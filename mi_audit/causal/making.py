@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -21,6 +22,7 @@ from mi_audit.engine.progress import Progress
 from mi_audit.engine.site import Site
 from mi_audit.engine.variants import how_passed
 from mi_audit.errors import DetectorError, HookPointError, NotFiniteError
+from mi_audit.plan.digest import Json
 from mi_audit.plan.places import At, Tokens
 from mi_audit.plan.steering import SideQuantity, SteerSpec
 from mi_audit.plugins import active
@@ -163,7 +165,10 @@ class Maker:
         with offer.blamed():
             effect = offer.value(spec.effect, tokenizer_of(self.model))
         fitted = self.bench.learned(spec.effect.detector).detector if spec.effect.detector is not None else None
-        key = None if spec.effect.function is not None or not offer.plugin.built_in else spec.effect.describe()
+        key: dict[str, Json] | None = None
+        if spec.effect.function is None and offer.plugin.built_in:
+            # what a detector learned depends on the run's seed and on code besides its spec
+            key = {**spec.effect.describe(), "learned": None if fitted is None else sha256(fitted.to_bytes()).hexdigest()}
         return Instrument(self.model, effect, key, fitted, self.bench.cache)
 
     def _titled(self, title: str) -> Progress | None:

@@ -18,7 +18,7 @@ from mi_audit.engine.forward import read_alone
 from mi_audit.engine.progress import Hearer, reporting
 from mi_audit.engine.repetition import repetition
 from mi_audit.engine.variants import Read, holding, read_variants
-from mi_audit.errors import DetectorError, PromptError
+from mi_audit.errors import PromptError
 from mi_audit.plan.places import At, Tokens
 from mi_audit.plan.steering import SideQuantity, Steered
 from mi_audit.stats.checks import Floats
@@ -133,8 +133,6 @@ def _capability(
         likelihood,
         lambda parts_CR, _: (1.0 + torch.sign(parts_CR[0] - parts_CR[1])) / 2.0,
     )
-    if any(not isinstance(prompt.field(name), str) for prompt in prompts for name in ("answer", "other")):
-        raise DetectorError("capability_change(): the fields 'answer' and 'other' of every question hold texts")
     taken = asked(model, prompts, tokens if isinstance(tokens, str) else "all", at, cache)
     found = Instrument(model, effect, None).measure(taken, rows, progress)
     return found.unsteered, found.values[0] - found.unsteered

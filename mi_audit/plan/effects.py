@@ -6,7 +6,7 @@
 import hashlib
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -152,7 +152,7 @@ def function(compute: Callable[..., Any], *, name: str | None = None) -> EffectS
         name: how reports name it; by default its own name.
 
     Raises:
-        PlanError: no function, or one whose source can't be read.
+        PlanError: no function, or one whose source can't be read, or that takes more from around it than numbers, texts and functions.
     """
     return _own("function", compute, name, {})
 
@@ -166,7 +166,7 @@ def of_text(compute: Callable[..., Any], *, max_new_tokens: int = 64, name: str 
         name: how reports name it; by default the function's own name.
 
     Raises:
-        PlanError: no function, or one whose source can't be read, or no positive number of tokens.
+        PlanError: as `function`, or no positive number of tokens.
     """
     return _own("of_text", compute, name, {"max_new_tokens": _new_tokens(max_new_tokens, "of_text")})
 
@@ -174,15 +174,38 @@ def of_text(compute: Callable[..., Any], *, max_new_tokens: int = 64, name: str 
 def _own(kind: str, compute: object, name: str | None, arguments: dict[str, Argument]) -> EffectSpec:
     if not callable(compute):
         raise PlanError(f"mi.effects.{kind}({compute!r}): give a function")
-    try:
-        source = inspect.getsource(compute)
-    except (OSError, TypeError) as error:
-        raise PlanError(
-            f"mi.effects.{kind}({compute!r}): its source can't be read, so that a change of it would go unseen; define it in the audit file"
-        ) from error
+    source = "\n".join(_sources(compute, f"mi.effects.{kind}({compute!r})", []))
     shown = name if name is not None else getattr(compute, "__name__", kind)
     given = tuple(sorted({**arguments, "shown": shown}.items()))
     return EffectSpec(kind, given, function=compute, source=hashlib.sha256(source.encode()).hexdigest())
+
+
+def _sources(compute: Any, where: str, known: list[object]) -> Iterator[str]:
+    """A function's source, with what it does not show: the values of its defaults, and those that it takes from a function around it."""
+    known.append(compute)
+    try:
+        yield inspect.getsource(compute)
+    except (OSError, TypeError) as error:
+        raise PlanError(f"{where}: its source can't be read, so that a change of it would go unseen; define it in the audit file") from error
+    code, cells = getattr(compute, "__code__", None), getattr(compute, "__closure__", None) or ()
+    around = {} if code is None else dict(zip(code.co_freevars, (cell.cell_contents for cell in cells), strict=True))
+    given = {
+        "self": getattr(compute, "__self__", None),
+        "its defaults": getattr(compute, "__defaults__", None),
+        **(getattr(compute, "__kwdefaults__", None) or {}),
+    }
+    for name, value in {**given, **around}.items():
+        if inspect.isfunction(value):
+            if value not in known:
+                yield from _sources(value, where, known)
+        elif _is_plain(value):
+            yield f"{name} = {value!r}"
+        else:
+            raise PlanError(f"{where}: it takes {name} from around it, a {type(value).__name__}, a change of which would go unseen; give it numbers or texts")
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, str | int | float) or (isinstance(value, tuple | list) and all(map(_is_plain, value)))
 
 
 def _texts(given: object, where: str) -> tuple[str, ...]:

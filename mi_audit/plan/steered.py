@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from mi_audit.errors import PlanError
 from mi_audit.plan.leaks import leak_in
-from mi_audit.plan.steering import DoseQuantity, DoseSpec, SideQuantity, SteerSpec
+from mi_audit.plan.steering import DoseQuantity, DoseSpec, SideQuantity, SteerSpec, require_texts
 from mi_audit.stats.estimate import Estimate, NullLevel
 from mi_audit.suites.suite import Suite, suite
 
@@ -54,11 +54,9 @@ class SideEffects(_Claimable):
         """Of the suite's questions, which have fields `answer` and `other`, the share whose answer is likelier than the other, with the change less without.
 
         Raises:
-            PlanError: the suite's prompts have no such fields.
+            PlanError: a prompt of the suite has no such fields, or no texts in them.
         """
-        for prompt in self._neutral:
-            for name in ("answer", "other"):
-                prompt.field(name)
+        require_texts(self._neutral, ("answer", "other"), f"capability_change() on {self._neutral.name}")
         return self._of("capability_change")
 
     def _of(self, quantity: SideQuantity) -> Estimate:

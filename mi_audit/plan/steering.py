@@ -42,6 +42,7 @@ def is_side(quantity: DoseQuantity | SideQuantity) -> TypeGuard[SideQuantity]:
 
 MOST_STRENGTHS: Final = 32
 MOST_LAYERS: Final = 64
+_LARGEST: Final = 3.4e38
 
 
 @dataclass(frozen=True)
@@ -148,9 +149,10 @@ def steer_spec(
     if chosen == "sd" and detector.fit is None:
         raise PlanError(f"{where}: unit='sd' is that of the scores on the suite that the detector is fitted on, and it has none; use 'vector' or 'norm'")
     doses = _strengths(strengths, where, zero=is_latent)
-    if is_latent and tuple(profile):
+    depths = _depths(profile, where)
+    if is_latent and depths:
         raise PlanError(f"{where}: latents are those of one layer's SAE; leave profile= out")
-    return SteerSpec(detector, suite, effect, "clamp" if is_latent else "add", doses, chosen, _tokens(tokens, where), False, _depths(profile, where), controls)  # type: ignore[arg-type]
+    return SteerSpec(detector, suite, effect, "clamp" if is_latent else "add", doses, chosen, _tokens(tokens, where), False, depths, controls)  # type: ignore[arg-type]
 
 
 def ablate_spec(detector: object, suite: object, effect: object, *, everywhere: bool | None, tokens: object, controls: bool) -> SteerSpec:
@@ -178,14 +180,20 @@ def _checked(detector: object, suite: object, effect: object, where: str) -> tup
         raise PlanError(f"{where}: effect={effect!r}; give one of mi.effects, e.g. mi.effects.refusal()")
     if isinstance(detector, LatentSpec) and (detector.sae.config.is_transcoder or detector.sae.config.is_contextual):
         raise PlanError(f"{where}: latents of the architecture {detector.sae.config.architecture!r} can't be clamped; steer along a direction instead")
-    for name in _fields(effect):
-        try:
-            for prompt in suite:
-                if not isinstance(prompt.field(name), str):
-                    raise PlanError(f"{where}: {effect}: the field {name!r} of prompt {prompt.id!r} is no text")
-        except SuiteError as error:
-            raise PlanError(f"{where}: {effect}: {error}") from error
+    require_texts(suite, _fields(effect), f"{where}: {effect}")
     return detector, suite, effect
+
+
+def require_texts(suite: Suite, names: Sequence[str], where: str) -> None:
+    """Raises PlanError, which `where` begins, if a prompt has no such field, or one that holds no text: an answer without tokens would be certain."""
+    for prompt in suite:
+        for name in names:
+            try:
+                value = prompt.field(name)
+            except SuiteError as error:
+                raise PlanError(f"{where}: {error}") from error
+            if not isinstance(value, str) or not value:
+                raise PlanError(f"{where}: the field {name!r} of prompt {prompt.id!r} holds {value!r}, no text")
 
 
 def _fields(effect: EffectSpec) -> Sequence[str]:
@@ -207,6 +215,8 @@ def _strengths(given: object, where: str, *, zero: bool) -> tuple[float, ...]:
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, int | float) or not math.isfinite(number):
             raise PlanError(f"{where}: the strength {number!r} is no finite number")
+        if abs(number) > _LARGEST:
+            raise PlanError(f"{where}: the strength {number!r} is more than float32 holds; give smaller ones")
         if number == 0 and not zero:
             raise PlanError(f"{where}: the strength 0 is the model as it is, which is always measured; leave it out")
     if not numbers or len(numbers) > MOST_STRENGTHS or len(set(numbers)) < len(numbers):
@@ -222,7 +232,9 @@ def _tokens(given: object, where: str) -> Steered | Tokens:
     raise PlanError(f"{where}: tokens={given!r}; known are {', '.join(get_args(Steered))}, mi.span(start, end) and mi.last_of(field)")
 
 
-def _depths(given: Iterable[float], where: str) -> tuple[float, ...]:
+def _depths(given: object, where: str) -> tuple[float, ...]:
+    if not isinstance(given, Iterable):
+        raise PlanError(f"{where}: profile={given!r}; give depths such as (0.25, 0.5, 0.75)")
     depths = tuple(given)
     if any(isinstance(depth, bool) or not isinstance(depth, int | float) or not 0 <= depth <= 1 for depth in depths) or len(depths) > MOST_LAYERS:
         raise PlanError(f"{where}: profile={depths!r}; give at most {MOST_LAYERS} depths from 0 to 1")

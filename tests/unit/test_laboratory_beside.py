@@ -1,0 +1,154 @@
+"""Ablations, clamps and side effects equal plain hooks of torch."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mi_audit as mi
+from mi_audit.errors import DetectorError
+from mi_audit.plan.steering import DoseSpec
+from tests.unit.experiments import (
+    ASKED,
+    CLOSE,
+    DRAWS,
+    LAYER,
+    NEUTRAL,
+    STRENGTHS,
+    ablate,
+    adding,
+    after,
+    block,
+    ids_of,
+    laboratory,
+    likelihood,
+    made,
+    opened,
+    steer,
+    token,
+    vector,
+)
+from tests.unit.plain_steering import goes_on, heard, logits
+from tests.unit.saes import save_sae
+
+CORPUS = made("corpus", 30)
+LATENTS = 600
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return opened(tmp_path_factory.mktemp("models") / "sink")
+
+
+@pytest.fixture(scope="module")
+def sae(tmp_path_factory):
+    return save_sae(tmp_path_factory.mktemp("sae"), 32, LATENTS, metadata={"hook_name": f"blocks.{LAYER}.hook_resid_post"})
+
+
+def differences(model, tokens, modules, change):
+    found = [after(model, each.text, tokens, modules, change)[0] for each in ASKED]
+    return [float(each[token(model, "a")] - each[token(model, "b")]) for each in found]
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+def test_an_ablation_projects_the_direction_out(everywhere, model):
+    found = laboratory(model).experiment(ablate(everywhere=everywhere, controls=True))
+    way = torch.nn.functional.normalize(vector(model), dim=0)
+    body = model.hf.model
+    writers = [body.embed_tokens, *(part for each in body.layers for part in (each.self_attn, each.mlp))]
+
+    def without(way):
+        return differences(model, "all", writers if everywhere else block(model), lambda acts: acts - (acts @ way)[:, None] * way)
+
+    np.testing.assert_allclose(found.values[0], without(way), **CLOSE)
+    assert np.abs(found.values - found.unsteered).max() > 1e-3 and found.strengths == (1.0,) and found.direct is None
+    for name, draws in found.handle.nulls.items():
+        assert found.nulls[name].shape == (DRAWS, 1, len(ASKED))
+        np.testing.assert_allclose(found.nulls[name][4, 0], without(torch.from_numpy(draws[4]).float()), **CLOSE)
+
+
+class Plain:
+    """A standard SAE by its formula."""
+
+    def __init__(self, folder):
+        self.w = load_file(next(folder.glob("*.safetensors")))
+
+    def latents(self, acts):
+        return ((acts - self.w["b_dec"]) @ self.w["W_enc"] + self.w["b_enc"]).relu()
+
+    def clamped(self, latents, values):
+        return lambda acts: acts + (torch.tensor(values, dtype=torch.float32) - self.latents(acts)[:, latents]) @ self.w["W_dec"][latents]
+
+
+def test_latents_are_clamped(sae, model):
+    plain = Plain(sae)
+    on_corpus = torch.cat([plain.latents(heard(model.hf, ids_of(model, each.text), LAYER)[1:]) for each in CORPUS])  # without the sink
+    on_asked = torch.cat([plain.latents(heard(model.hf, ids_of(model, each.text), LAYER)[1:]) for each in ASKED])
+    firing = [int(each) for each in ((on_corpus > 0).float().mean(dim=0) * (on_asked > 0).float().mean(dim=0)).argsort(descending=True)[:2]]
+    group = mi.latent_group(mi.sae(sae), firing, name="group", found_on=CORPUS)
+    highest = on_corpus[:, firing].amax(dim=0).numpy()
+    lab = laboratory(model)
+
+    found = lab.experiment(steer(group, strengths=(-1, 0, 2), tokens="all", controls=True))
+    assert found.strengths == (-1.0, 0.0, 2.0) and not found.spec.origin and lab.corpus(found.spec) == "corpus"
+    np.testing.assert_allclose(found.handle.highest, highest, rtol=1e-4)
+    for row, strength in enumerate(found.strengths):
+        np.testing.assert_allclose(found.values[row], differences(model, "all", block(model), plain.clamped(firing, strength * highest)), **CLOSE)
+    ((name, draws),) = found.handle.nulls.items()
+    assert name == "random latents that fire as often" and len(draws) == DRAWS and found.nulls[name].shape == (DRAWS, 3, len(ASKED))
+    assert all(len(set(draw)) == 2 and not set(draw) & set(firing) for draw in draws)
+    for draw in (0, DRAWS - 1):
+        expected = differences(model, "all", block(model), plain.clamped(list(draws[draw]), 2 * highest))
+        np.testing.assert_allclose(found.nulls[name][draw, 2], expected, **CLOSE)
+
+    gone = lab.experiment(ablate(group))
+    np.testing.assert_allclose(gone.values[0], found.values[1], rtol=1e-5)
+    assert np.abs(gone.values - gone.unsteered).max() > 1e-3
+
+    silent = [int(each) for each in (on_corpus > 0).any(dim=0).logical_not().nonzero()[:, 0]]
+    never = mi.latent(mi.sae(sae), silent[0], name="never", found_on=CORPUS)
+    with pytest.raises(DetectorError, match=f"latent {silent[0]} never fires on the corpus, so it has no highest value to be clamped to"):
+        laboratory(model).experiment(steer(never, strengths=(1,)))
+    np.testing.assert_array_equal(laboratory(model).experiment(ablate(never)).strengths, [0.0])
+
+
+def repeated(ids):
+    runs = [tuple(ids[start : start + 4]) for start in range(len(ids) - 3)]
+    return sum(run in runs[:place] for place, run in enumerate(runs)) / len(runs) if runs else 0.0
+
+
+def beside(model, quantity, prompt, tokens, change):
+    """A side effect of one prompt, as a number of the model that is changed so."""
+    ids = ids_of(model, prompt.text)
+    if quantity == "repetition_change":
+        touched = [15] if tokens == "generated" else range(1, 16)
+        return repeated(goes_on(model.hf, ids[:16], 48, block(model), touched, change, on_generated=tokens != "prompt"))
+    if quantity == "capability_change":
+        own, other = (likelihood(model, prompt, name, tokens, block(model), change) for name in ("answer", "other"))
+        return 0.5 + 0.5 * np.sign(own - other)
+    ids = ids[:64]
+    base = logits(model.hf, ids).double().log_softmax(dim=-1)[:-1]
+    found = logits(model.hf, ids, block(model), range(1, len(ids)), change).double().log_softmax(dim=-1)[:-1]
+    if quantity == "kl":
+        return float((base.exp() * (base - found)).sum(dim=-1).mean())
+    return float(-found[torch.arange(len(ids) - 1), list(ids[1:])].mean())
+
+
+@pytest.mark.parametrize("tokens", ["generated", "prompt"])
+@pytest.mark.parametrize("quantity", ["kl", "loss_change", "repetition_change", "capability_change"])
+def test_side_effects_equal_plain_hooks(quantity, tokens, model):
+    lab, spec, v = laboratory(model), steer(tokens=tokens), vector(model)
+    ones = NEUTRAL.prompts[::2]  # one prompt of each group
+    assert max(len(ids_of(model, each.text)) for each in ones) > 64
+    for strength in STRENGTHS:
+        estimate = lab.estimate(DoseSpec(spec, quantity, strength, neutral=NEUTRAL))
+        expected = [beside(model, quantity, each, tokens, adding(v, strength)) - beside(model, quantity, each, tokens, None) for each in ones]
+        assert estimate.n == estimate.groups == len(ones) and estimate.quantity == quantity
+        assert estimate.value == pytest.approx(np.mean(expected), rel=1e-3, abs=1e-6)
+    ((of, suite, base, changes),) = lab.side_values(spec)
+    assert (of, [each.id for each in suite]) == (quantity, [each.id for each in ones])
+    plain_base = [0.0 if quantity == "kl" else beside(model, quantity, each, tokens, None) for each in ones]
+    np.testing.assert_allclose(base, plain_base, **CLOSE)
+    np.testing.assert_allclose(changes[1], expected, rtol=1e-3, atol=1e-6)
+    assert np.abs(changes).max() > 1e-3 or quantity == "capability_change"
+    assert [(each, own.name, sorted(found)) for each, own, found in lab.side_effects(spec)] == [(quantity, suite.name, list(STRENGTHS))]
