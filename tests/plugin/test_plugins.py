@@ -131,7 +131,7 @@ def test_a_method_from_a_plugin_counts_in_the_plan_by_its_code(site, tmp_path, m
 REFUSED = {
     "absent": ("import no_such_module", "can't be imported from absent: ModuleNotFoundError"),
     "exits": ("raise SystemExit(0)", "can't be imported from exits: SystemExit"),
-    "unknown": ("@hookimpl\ndef mi_audit_effects():\n    return {}", "does not fit the contract: unknown hook 'mi_audit_effects'"),
+    "unknown": ("@hookimpl\ndef mi_audit_circuits():\n    return {}", "does not fit the contract: unknown hook 'mi_audit_circuits'"),
     "arguments": ("@hookimpl\ndef mi_audit_renderers(pdf):\n    return {}", "does not fit the contract.*pdf"),
     "empty": ("def mi_audit_renderers():\n    return {}", "implements no hook"),
     "listing": ("@hookimpl\ndef mi_audit_suite_formats():\n    return ['.tsv']", "returned list; return a dict"),
