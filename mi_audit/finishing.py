@@ -36,7 +36,9 @@ class Finished:
     lines: tuple[Line, ...]
 
 
-def finish(parts: Parts, settings: Settings, directory: Path, started: datetime, *, broken: Sequence[str] = (), unwritten: str | None = None) -> Finished:
+def finish(
+    parts: Parts, settings: Settings, directory: Path, started: datetime, *, broken: Sequence[str] = (), unwritten: str | None = None, interrupted: bool = False
+) -> Finished:
     """Assemble the parts of a run, and write the evidence and the report beside it.
 
     Args:
@@ -46,13 +48,14 @@ def finish(parts: Parts, settings: Settings, directory: Path, started: datetime,
         started: when it started.
         broken: audit files that could not be collected.
         unwritten: why a process could not leave its parts; there is then no evidence.
+        interrupted: whether the user broke it off.
     """
     lines = list[Line]()
     try:
         outline = parts.outline()
         if unwritten is not None or outline is None:
             raise EvidenceError(unwritten or "no plan was laid down, so nothing can be told of it")
-        whole = assemble(outline, parts.parts(), broken)
+        whole = assemble(outline, parts.parts(), broken, interrupted=interrupted)
         lines.extend(_verdicts(whole.run, settings.model))
         reports = _write(directory, whole, started, settings.formats)
     except RenderError as error:

@@ -6,7 +6,7 @@ pytest loads it in every run of every project, so it imports nothing heavy, and 
 import atexit
 import gc
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, nullcontext, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from io import FileIO
@@ -253,7 +253,11 @@ class AuditRun:
         from mi_audit.stats.verdict import Verdict
 
         arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-        result, raised = self.session.judge.audit(planned, lambda: pyfuncitem.obj(**arguments))
+        try:
+            result, raised = self.session.judge.audit(planned, lambda: pyfuncitem.obj(**arguments))
+        except KeyboardInterrupt:
+            self._break_off(pyfuncitem, planned)
+            raise
         pyfuncitem.stash[_result] = result
         doubt = self.session.judge.doubt(planned) if result.verdict is Verdict.PASS else None
         pyfuncitem.user_properties.extend([(_VERDICT, str(Verdict.INCONCLUSIVE if doubt else result.verdict)), ("mi_audit_id", planned.id)])
@@ -262,6 +266,13 @@ class AuditRun:
         if doubt or result.verdict is Verdict.INCONCLUSIVE:
             raise AuditInconclusiveError(doubt or explain_result(result, self.session))
         return True
+
+    def _break_off(self, item: pytest.Item, planned: "PlannedAudit") -> None:
+        """Leave what was measured of an audit that the user broke off; no report of it will come."""
+        if self.share is None and self._recorder is not None and not self._unwritten:
+            self._judged = True
+            with suppress(EvidenceError):
+                self.parts.add(self._recorder.part(item.stash[_place], self.session.judge.fail_to_run(planned, "it was interrupted")))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, None, None]:
@@ -347,7 +358,8 @@ class AuditRun:
         if finished is not None:
             self._closing = finished.lines
             ordinary_failed = session.testsfailed and finished.exit_code in (PASSED, INCONCLUSIVE, PARTIAL)
-            session.exitstatus = FAILED if ordinary_failed else finished.exit_code
+            if exitstatus != pytest.ExitCode.INTERRUPTED or self.share is not None:
+                session.exitstatus = FAILED if ordinary_failed else finished.exit_code
         elif self._broken or self._has_plan():
             from mi_audit.finishing import earlier_evidence
 
@@ -358,11 +370,15 @@ class AuditRun:
         """The end of the run as evidence has it; None where nothing was planned or the run was broken off."""
         # The controller of pytest-xdist is interrupted where a single process stops because enough has failed.
         stopped = self.share is not None and exitstatus == pytest.ExitCode.INTERRUPTED and session.shouldfail
-        if not self._has_plan() or not (stopped or exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)):
+        interrupted = self.share is None and exitstatus == pytest.ExitCode.INTERRUPTED and self._judged
+        if not self._has_plan() or not (
+            stopped or interrupted or exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED)
+        ):
             return None
         from mi_audit.finishing import finish
 
-        return finish(self.parts, self.settings, self.results, self._started, broken=tuple(dict.fromkeys(self._broken)), unwritten=self._unwritten)
+        broken = tuple(dict.fromkeys(self._broken))
+        return finish(self.parts, self.settings, self.results, self._started, broken=broken, unwritten=self._unwritten, interrupted=interrupted)
 
     def _has_plan(self) -> bool:
         """Whether audits were planned, here or in a worker."""

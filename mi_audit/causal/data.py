@@ -1,7 +1,8 @@
 """What an experiment gave."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from mi_audit.plan.steering import SteerSpec
 from mi_audit.stats.checks import Floats
 from mi_audit.stats.dose import Dose, contrasts_of
 from mi_audit.suites.suite import Suite
+
+if TYPE_CHECKING:
+    from mi_audit.causal.tasks import Asked
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class ExperimentData:
         written: texts after a few prompts.
         profile: other layers.
         error: why it was not finished; `nulls` and what comes after them may then be missing.
+        asked: the prompts as they passed through the model.
     """
 
     spec: SteerSpec
@@ -63,6 +68,7 @@ class ExperimentData:
     written: tuple[Written, ...] = ()
     profile: tuple[Layer, ...] = ()
     error: str | None = None
+    asked: "Sequence[Asked]" = ()
 
     @property
     def dose(self) -> Dose:

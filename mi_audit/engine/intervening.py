@@ -108,7 +108,9 @@ class Intervening:
             new_RLD = torch.where(mask_RL1, step.intervention(new_RLD), new_RLD)
             touched_RL1 = touched_RL1 | mask_RL1
         changed = new_RLD.to(acts_RLD.dtype)
-        finite_R = (changed.isfinite() | ~touched_RL1).flatten(start_dim=1).all(dim=1)
+        # a norm squares what it is given: what has no finite length would come out of it as zeros, which no check of the logits sees
+        lengths_RL1 = torch.linalg.vector_norm(changed.float().square(), ord=1, dim=-1, keepdim=True)
+        finite_R = (lengths_RL1.isfinite() | ~touched_RL1).flatten(start_dim=1).all(dim=1)
         applied.finite[at] = finite_R & applied.finite[at] if at in applied.finite else finite_R
         return changed
 

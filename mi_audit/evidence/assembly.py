@@ -51,7 +51,7 @@ class Assembled:
     troubles: tuple[str, ...]
 
 
-def assemble(outline: Outline, parts: Iterable[Part], broken: Sequence[str] = ()) -> Assembled:
+def assemble(outline: Outline, parts: Iterable[Part], broken: Sequence[str] = (), *, interrupted: bool = False) -> Assembled:
     """Put the parts of a run together.
 
     An audit that left no part is an ERROR: a dropped audit is no absence. A claim about the model is at best INCONCLUSIVE where an audit of the instrument
@@ -74,7 +74,7 @@ def assemble(outline: Outline, parts: Iterable[Part], broken: Sequence[str] = ()
     audits = [_judged_again(audit, decided) for audit in audits]
     broken = tuple(dict.fromkeys((*outline.broken, *broken)))
     verdict = Verdict.ERROR if broken else Verdict.worst([audit.verdict for audit in audits])
-    partial = (*outline.partial, *(f"{path} could not be collected" for path in broken))
+    partial = (*outline.partial, *(f"{path} could not be collected" for path in broken), *(["it was interrupted"] if interrupted else []))
     readings = _found(gathered.readings, (claim.reading for claim in claims))
     experiments = sorted(gathered.experiments.values(), key=lambda each: (each.detector, each.suite, each.id))
     detectors = _found(gathered.detectors, [*(reading.detector_digest for reading in readings), *(each.detector_digest for each in experiments)])

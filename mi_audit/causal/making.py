@@ -1,0 +1,205 @@
+"""An experiment, made: first along the detector, then along directions with nothing to find."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from mi_audit.causal.arms import Instrument, written
+from mi_audit.causal.data import ExperimentData, Layer, Written
+from mi_audit.causal.effect import OfDetector
+from mi_audit.causal.handles import Clamps, Handle, Vectors, clamps_of, vectors_of
+from mi_audit.causal.highest import corpus_of, highest_values
+from mi_audit.causal.rows import Additions, Clampings, Projections, Rows
+from mi_audit.causal.side_effects import side_effect
+from mi_audit.causal.tasks import asked, tokenizer_of
+from mi_audit.detectors.bench import Bench
+from mi_audit.detectors.controls import stream
+from mi_audit.detectors.latents import LearnedLatents
+from mi_audit.engine.progress import Progress
+from mi_audit.engine.site import Site
+from mi_audit.engine.variants import how_passed
+from mi_audit.errors import DetectorError, HookPointError, NotFiniteError
+from mi_audit.plan.places import At, Tokens
+from mi_audit.plan.steering import SideQuantity, SteerSpec
+from mi_audit.plugins import active
+from mi_audit.stats.checks import Floats
+from mi_audit.suites.suite import Suite
+
+if TYPE_CHECKING:
+    from mi_audit.model.loaded import LoadedModel
+
+SHOWN: Final = 3
+"""Prompts after which the model writes, for the report."""
+WRITTEN: Final = 32
+"""Tokens that it writes."""
+
+_WRITERS: Final = ("attn_out", "mlp_out")
+
+Latents = tuple[int, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Maker:
+    """Makes experiments on a loaded model with what detectors learned at the bench."""
+
+    bench: Bench
+    model: "LoadedModel"
+    alpha: float
+    seed: int
+    progress: Progress | None
+
+    def make(self, spec: SteerSpec, suite: Suite, begun: Callable[[ExperimentData], None]) -> None:
+        """Make an experiment on a suite's prompts; `begun` is told what there is of it, also where it is broken off, by Ctrl-C too.
+
+        Raises:
+            DetectorError: no strength could be measured, a draw of a null is not finite, or the handle does not fit.
+            HookPointError, PromptError: as the passes.
+        """
+        handle = self._handle(spec, suite)
+        instrument, title = self._instrument(spec), f"{spec.detector.name} on {suite.name}"
+        made = self._along(spec, suite, handle, instrument, title)
+        begun(made)
+        try:
+            begun(self._beside(made, instrument, title))
+        except BaseException as error:
+            begun(replace(made, error="interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__))
+            raise
+
+    def beside(self, made: ExperimentData, quantity: SideQuantity, neutral: Suite) -> tuple[Floats, Floats]:
+        """A side effect on a suite's prompts: of the model as it is [n], and its changes [S, n]. Raises as `make`."""
+        title = self._titled(f"{quantity} of {made.spec.detector.name} on {neutral.name}")
+        return side_effect(quantity, self.model, neutral.prompts, self._rows(made), made.spec.tokens, made.handle.at, self.bench.cache, title)
+
+    def _along(self, spec: SteerSpec, suite: Suite, handle: Handle, instrument: Instrument, title: str) -> ExperimentData:
+        prompts = asked(self.model, suite.prompts, spec.tokens, handle.at, self.bench.cache)
+        strengths, failed = list(spec.strengths), dict[float, str]()
+        while strengths:
+            rows = _rows(spec, handle, _own(handle), tuple(strengths), self.model)
+            try:
+                found = instrument.measure(prompts, rows, self._titled(f"steering {title}"))
+            except NotFiniteError as error:
+                if error.variant is None:  # of the model as it is
+                    raise
+                strength = strengths.pop(error.variant)
+                failed[strength] = f"at the strength {strength:g}, {_where(rows)}: {error}; take smaller strengths"
+                continue
+            passed = how_passed(self.model, rows.places[0])
+            return ExperimentData(spec, suite, handle, tuple(strengths), found.unsteered, found.values[0], {}, None, failed, passed, asked=prompts)
+        raise DetectorError(f"{spec}: {next(iter(failed.values()))}")
+
+    def _beside(self, made: ExperimentData, instrument: Instrument, title: str) -> ExperimentData:
+        """With its nulls, what goes straight to the unembedding, texts for the report and other layers."""
+        nulls = self._along_nulls(made, instrument, title)
+        direct = self._direct(made, instrument)
+        return replace(made, nulls=nulls, direct=direct, written=self._written(made), profile=self._profile(made, instrument))
+
+    def _along_nulls(self, made: ExperimentData, instrument: Instrument, title: str) -> dict[str, Floats]:
+        """The draws of all nulls, which share the passes of the prompts as they are."""
+        strengths = made.strengths
+        nulls: dict[str, Floats | tuple[Latents, ...]] = {**made.handle.nulls}
+        if not nulls:
+            return {}
+        rows = _rows(made.spec, made.handle, _together(list(nulls.values())), strengths, self.model)
+        names = [(name, draw) for name, draws in nulls.items() for draw in range(len(draws))]
+        try:
+            found = instrument.measure(made.asked, rows, self._titled(f"nulls of {title}")).values
+        except NotFiniteError as error:
+            number, strength = divmod(error.variant or 0, len(strengths))
+            name, draw = names[number]
+            raise DetectorError(f"{name}, draw {draw}, at the strength {strengths[strength]:g}, {_where(rows)}: {error}") from error
+        return {name: found[[which == name for which, _ in names]] for name in nulls}
+
+    def _direct(self, made: ExperimentData, instrument: Instrument) -> Floats | None:
+        """The effect where the vector is added behind the last block."""
+        spec, last = made.spec, At("resid_post", layer=self.model.n_layers - 1)
+        vectors = isinstance(made.handle, Vectors) and spec.action == "add" and spec.unit != "norm"
+        if not vectors or isinstance(instrument.effect, OfDetector) or len(made.handle.own) != self.model.d_model or made.handle.at == last:
+            return None
+        assert isinstance(made.handle, Vectors)
+        rows = Additions(last, made.handle.own[None], made.strengths, spec.unit)
+        found: Floats = instrument.measure(made.asked, rows).values[0]
+        return found
+
+    def _written(self, made: ExperimentData) -> tuple[Written, ...]:
+        chosen = stream(self.seed, "written", made.spec.digest).choice(len(made.asked), min(SHOWN, len(made.asked)), replace=False)
+        few, rows = [made.asked[number] for number in sorted(chosen.tolist())], self._rows(made)
+        texts = written(self.model, few, rows, WRITTEN)
+        strengths: list[float | None] = [*made.strengths, None]
+        return tuple(
+            Written(each.prompt.id, strength, texts[row][column])
+            for column, each in enumerate(few)
+            for row, strength in enumerate(strengths)
+            if strength is None or row in (0, len(made.strengths) - 1)
+        )
+
+    def _profile(self, made: ExperimentData, instrument: Instrument) -> tuple[Layer, ...]:
+        layers = []
+        for depth in made.spec.profile:
+            at = At(made.handle.at.point, depth=depth).in_model(self.model.n_layers)
+            again = replace(made.spec, detector=made.spec.detector.moved_to(at), controls=False)
+            handle = self._handle(again, made.suite)
+            taken = asked(self.model, made.suite.prompts, made.spec.tokens, at, self.bench.cache)
+            rows = _rows(again, handle, _own(handle), made.strengths, self.model)
+            layers.append(Layer(at, instrument.measure(taken, rows, self._titled(f"layer {at.layer}, {made.spec.detector.name}")).values[0]))
+        return tuple(layers)
+
+    def _handle(self, spec: SteerSpec, suite: Suite) -> Handle:
+        learned = self.bench.learned(spec.detector)
+        if isinstance(learned, LearnedLatents):
+            corpus = corpus_of(learned.spec)
+            return clamps_of(spec, learned, highest_values(self.model, learned, corpus, self.bench.cache), self.alpha)
+        acts = None
+        if spec.controls and spec.detector.fit is None:
+            acts = self.bench.vectors(suite, Site(learned.detector.at, Tokens("last")))
+        return vectors_of(spec, learned, acts, self.alpha, self.seed)
+
+    def _rows(self, made: ExperimentData) -> Rows:
+        return _rows(made.spec, made.handle, _own(made.handle), made.strengths, self.model)
+
+    def _instrument(self, spec: SteerSpec) -> Instrument:
+        offer = active().effects[spec.effect.name]
+        with offer.blamed():
+            effect = offer.value(spec.effect, tokenizer_of(self.model))
+        fitted = self.bench.learned(spec.effect.detector).detector if spec.effect.detector is not None else None
+        key = None if spec.effect.function is not None or not offer.plugin.built_in else spec.effect.describe()
+        return Instrument(self.model, effect, key, fitted, self.bench.cache)
+
+    def _titled(self, title: str) -> Progress | None:
+        return None if self.progress is None else self.progress.titled(title)
+
+
+def _own(handle: Handle) -> Floats | tuple[Latents, ...]:
+    return handle.own[None] if isinstance(handle, Vectors) else (handle.own,)
+
+
+def _together(nulls: Sequence[Floats | tuple[Latents, ...]]) -> Floats | tuple[Latents, ...]:
+    """The draws of several nulls, one after the other."""
+    groups = [group for draws in nulls if isinstance(draws, tuple) for group in draws]
+    return tuple(groups) if groups else np.concatenate([draws for draws in nulls if isinstance(draws, np.ndarray)])
+
+
+def _rows(spec: SteerSpec, handle: Handle, which: Floats | tuple[Latents, ...], strengths: tuple[float, ...], model: "LoadedModel") -> Rows:
+    if isinstance(handle, Clamps):
+        assert isinstance(which, tuple)
+        return Clampings(handle.at, handle.sae, which, handle.highest, strengths)
+    assert isinstance(which, np.ndarray)
+    if spec.action == "project_out":
+        return Projections(_writers(model) if spec.everywhere else (handle.at,), which, strengths)
+    return Additions(handle.at, which, strengths, spec.unit)
+
+
+def _writers(model: "LoadedModel") -> tuple[At, ...]:
+    """Every hook point that writes to the residual stream."""
+    places = [At("embed"), *(At(point, layer=layer) for layer in range(model.n_layers) for point in _WRITERS)]
+    for at in places:
+        try:
+            model.hook_points.resolve(at.point, at.layer)
+        except HookPointError as error:
+            raise DetectorError(f"a direction can't be taken out everywhere on this model: {error}; give everywhere=False") from error
+    return tuple(places)
+
+
+def _where(rows: Rows) -> str:
+    return str(rows.places[0]) if len(rows.places) == 1 else f"{len(rows.places)} hook points"
