@@ -79,22 +79,26 @@ class Auditor:
         """Push the model along a detector's direction, or clamp its latents, and measure an effect: does what is read drive what the model does?
 
         Activation addition (Turner et al. 2023, arXiv 2308.10248; Rimsky et al. 2023, arXiv 2312.06681): h + α·v where the detector reads. Latents are clamped
-        to α times their highest value on the suites that they were found on, or on `neutral_text`, and the SAE's error is kept (Templeton et al. 2024).
+        to α times their highest value on the first suite that they were found on, or on `neutral_text` (its first 200 prompts), and the SAE's error is kept
+        (Templeton et al. 2024, Scaling Monosemanticity).
 
         Args:
             detector: from `mi.probe`, `mi.sweep`, `mi.direction`, `mi.latent` or `mi.latent_group`.
-            on: a suite that shares no prompt or group with what the detector has seen.
-            strengths: α, of either sign. 0, the model as it is, is always measured.
+            on: a suite that shares no prompt or group with what the detector has seen. Prompts that hold a response leave nothing to be generated: they take
+                "prompt", `mi.span(…)` or `mi.last_of(…)` as `tokens`.
+            strengths: α, at most 32 of them, of either sign. Leave out 0 of a direction: the model as it is is always measured. Latents at 0 are ablated.
             effect: one of `mi.effects`.
             unit: what α = 1 adds: "vector", the vector itself (of a fitted detector, from the mean of its negatives to that of its positives along its
                 direction); "norm", as long as each token's own activation; "sd", a standard deviation of its scores within the classes. Of latents it is "max".
             tokens: which tokens are touched: "generated" (the prompt's last, from which the first generated token is predicted, and each that is generated),
                 "prompt" (its tokens without attention sinks), "all" (both), `mi.span(…)` or `mi.last_of(…)`.
-            profile: depths at which the same is done for the report, to show where the handle works.
-            controls: whether the same is done along directions with nothing to find; without them no claim of an effect passes.
+            profile: depths from 0 to 1 at which the same is done for the report, to show where the handle works; no claim rests on it. Not of latents.
+            controls: whether the same is done with nothing to find: along directions that are refitted on shuffled labels, or drawn with the covariance of the
+                activations, all as long as the detector's; with other latents that fire as often. Without them no claim of an effect passes.
 
         Raises:
-            PlanError: an argument is of the wrong kind, or the suite was seen by the detector.
+            PlanError: an argument is of the wrong kind or of no use; the suite is empty, repeats a prompt across groups, turns the positive class round, lacks
+                a field that the effect names, or was seen by the detector or by that of the effect.
         """
         return Sweep(
             self._experiment(steer_spec(detector, on, effect, strengths, unit=unit, tokens=tokens, profile=profile, controls=controls)), self._evaluate
@@ -120,12 +124,12 @@ class Auditor:
             on: as for `steer`.
             effect: one of `mi.effects`.
             everywhere: whether a direction is taken out of the embedding and of all that attention and feed-forward write, so that no later layer brings it
-                back; the default for directions.
+                back; the default for directions. Not of latents.
             tokens: as for `steer`.
-            controls: as for `steer`.
+            controls: as for `steer`; the directions, or the other latents, are taken away instead.
 
         Raises:
-            PlanError: as `steer`.
+            PlanError: as `steer`; or a direction that is not of the residual stream's width is to be taken out everywhere.
         """
         return Ablation(self._experiment(ablate_spec(detector, on, effect, everywhere=everywhere, tokens=tokens, controls=controls)), self._evaluate)
 

@@ -11,6 +11,7 @@ from mi_audit.causal.arms import Instrument, written
 from mi_audit.causal.data import ExperimentData, Layer, Written
 from mi_audit.causal.effect import OfDetector
 from mi_audit.causal.handles import Clamps, Handle, Vectors, clamps_of, vectors_of
+from mi_audit.causal.held import effect_of
 from mi_audit.causal.highest import corpus_of, highest_values
 from mi_audit.causal.rows import Additions, Clampings, Projections, Rows
 from mi_audit.causal.side_effects import side_effect
@@ -162,8 +163,7 @@ class Maker:
 
     def _instrument(self, spec: SteerSpec) -> Instrument:
         offer = active().effects[spec.effect.name]
-        with offer.blamed():
-            effect = offer.value(spec.effect, tokenizer_of(self.model))
+        effect = effect_of(offer, spec.effect, tokenizer_of(self.model))
         fitted = self.bench.learned(spec.effect.detector).detector if spec.effect.detector is not None else None
         key: dict[str, Json] | None = None
         if spec.effect.function is None and offer.plugin.built_in:

@@ -4,7 +4,7 @@ import typer
 
 
 def plugins() -> None:
-    """List model sources, suite formats, probe methods and renderers by name, with the plugin that each is from, then the plugins with their digests."""
+    """List model sources, suite formats, probe methods, effects and renderers, with the plugin that each is from, then the plugins with their digests."""
     from mi_audit.plugins import active
 
     registry = active()

@@ -34,11 +34,6 @@ class EffectSpec:
     source: str | None = None
 
     @property
-    def generates(self) -> bool:
-        """Whether it is made of a text that the model goes on to write, not of its logits."""
-        return dict(self.arguments).get("max_new_tokens") is not None
-
-    @property
     def recomputable(self) -> bool:
         """Whether what it is made of can be recomputed by whoever has the model and mi-audit, and no code of the audit's author."""
         return self.function is None
@@ -62,7 +57,7 @@ class EffectSpec:
 
 
 def effect(name: str, **arguments: Argument) -> EffectSpec:
-    """An effect by its registered name, such as a plugin's.
+    """An effect by its registered name, such as a plugin's; what it makes of its arguments is its own.
 
     Raises:
         PlanError: no active plugin offers it, or an argument is no text, number or tuple of texts.
@@ -116,7 +111,10 @@ def log_likelihood(answer: str) -> EffectSpec:
     """log P(answer | prompt) in nats, summed over the answer's tokens.
 
     Args:
-        answer: the name of the suite's field that holds each prompt's answer.
+        answer: the name of the suite's field that holds each prompt's answer, a text; mind a leading space.
+
+    Raises:
+        PlanError: not a name. That a prompt has no such text is one of `Auditor.steer`.
     """
     return effect("log_likelihood", answer=_field(answer, "log_likelihood"))
 
@@ -126,6 +124,9 @@ def choice(right: str, *wrong: str) -> EffectSpec:
 
     Args:
         right, wrong: names of the suite's fields that hold each prompt's right answer, and its wrong ones.
+
+    Raises:
+        PlanError: no wrong answer, or not a name. That a prompt has no such text is one of `Auditor.steer`.
     """
     if not wrong:
         raise PlanError("mi.effects.choice(…): name the field of the right answer, and of one wrong answer at least")
@@ -133,7 +134,7 @@ def choice(right: str, *wrong: str) -> EffectSpec:
 
 
 def detector_score(detector: DetectorSpec) -> EffectSpec:
-    """A detector's own score, read where and at the tokens that it names, at or after the place that is changed.
+    """A detector's own score, in its own unit, read where and at the tokens that it names, at or after the place that is changed.
 
     Raises:
         PlanError: not a detector.

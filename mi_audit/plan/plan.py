@@ -94,7 +94,7 @@ class Plan:
         learning = [prompts for detector in self.detectors for prompts in detector.learning]
         measured: list[Measurement] = [*self.readings, *self.experiments]
         read = [each.suite.prompts for each in measured]
-        neutral = [suite.prompts for suite in self.neutral]
+        neutral = [suite.one_per_group().prompts for suite in self.neutral]
         return len({prompt.digest for prompts in (*learning, *read, *neutral) for prompt in prompts})
 
     def instruments_of(self, detector: DetectorSpec) -> tuple[tuple[PlannedAudit, ClaimSpec], ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from mi_audit.plan.plan import Plan
+from mi_audit.plan.steering import SteerSpec
 from mi_audit.suites.suite import Suite
 
 
@@ -29,8 +30,7 @@ def lines_of(plan: Plan) -> Iterator[str]:
     if plan.experiments:
         yield "  experiments"
     for experiment in plan.experiments:
-        doses = ", ".join(f"{strength:g}" for strength in experiment.strengths)
-        yield f"      {experiment}: strengths {doses} ({experiment.unit}), {experiment.tokens} tokens"
+        yield f"      {experiment}: {_done(experiment)}"
     suites = dict.fromkeys([*(reading.suite for reading in plan.readings), *(each.suite for each in plan.experiments), *plan.neutral])
     if suites:
         yield "  suites"
@@ -39,6 +39,19 @@ def lines_of(plan: Plan) -> Iterator[str]:
     limited = f" (at most {plan.limit} of each suite that is read)" if plan.limit else ""
     often = "once each, and again for each strength and each draw of a null in an experiment" if plan.experiments else "once each"
     yield f"  {_count(plan.forward_prompts, 'prompt')} pass through the model, {often}{limited}"
+
+
+def _done(experiment: SteerSpec) -> str:
+    """At which strengths and tokens, and what else is asked for."""
+    strengths = ", ".join(f"{strength:g}" for strength in experiment.strengths)
+    if experiment.action == "project_out":
+        parts = ["taken out everywhere" if experiment.everywhere else "taken out where it is read"]
+    else:
+        parts = ["clamped to 0" if experiment.strengths == (0.0,) else f"strengths {strengths} (unit {experiment.unit})"]
+    parts.append(f"{experiment.tokens} tokens" if isinstance(experiment.tokens, str) else str(experiment.tokens))
+    if experiment.profile:
+        parts.append(f"also at depths {', '.join(f'{depth:g}' for depth in experiment.profile)}")
+    return ", ".join([*parts, *([] if experiment.controls else ["without controls"])])
 
 
 def _sized(suite: Suite) -> str:

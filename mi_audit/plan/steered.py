@@ -31,7 +31,10 @@ class _Claimable:
 
 
 class SideEffects(_Claimable):
-    """What an experiment does to a model at one strength besides its effect, on neutral text or neutral questions, at all tokens but attention sinks."""
+    """What an experiment does to a model at one strength besides its effect, on neutral text or neutral questions, of which one prompt of each group is taken.
+
+    Divergence and loss are those of a prompt's first 64 tokens, all of which are touched but attention sinks; elsewhere those are that the experiment touches.
+    """
 
     _known = ("kl()", "loss_change()", "repetition_change()", "capability_change()")
 
@@ -66,7 +69,7 @@ class SideEffects(_Claimable):
 class AtStrength(_Claimable):
     """An experiment at one of its strengths."""
 
-    _known = ("change()", "side_effects(on=…)")
+    _known = ("change()", "null", "side_effects(on=…)")
 
     def __init__(self, spec: SteerSpec, strength: float, evaluate: EvaluateDose) -> None:
         self._spec, self._strength, self._evaluate = spec, strength, evaluate
@@ -114,8 +117,8 @@ class NullChange:
 class SteeringNull:
     """What directions give that have nothing to find: fitted to shuffled labels, or drawn where activations vary; for latents, others that fire as often.
 
-    `sweep.slope() > sweep.null.slope()` claims that the mean over prompts of the slope, less that over the null's draws, is above 0 by its whole interval, and
-    that at most a share alpha of the draws reach it.
+    `sweep.slope() > sweep.null.slope()` claims that the mean over prompts of the slope, less that over the null's draws (those on shuffled labels where the
+    detector was fitted), is above 0 by its whole interval, and that at most a share alpha of the draws of each null reach it.
     """
 
     spec: SteerSpec

@@ -24,7 +24,7 @@ direction); the length of each token's own activation; the standard deviation of
 
 Steered = Literal["generated", "prompt", "all"]
 """Which tokens are touched: those from which the answer is predicted (the prompt's last token, and each token that is generated, as in contrastive activation
-addition); the prompt's tokens without attention sinks; or both."""
+addition, Rimsky et al. 2023); the prompt's tokens without attention sinks; or both."""
 
 DoseQuantity = Literal["slope", "change", "smallest_step", "sign_reversal"]
 SideQuantity = Literal["kl", "loss_change", "repetition_change", "capability_change"]
@@ -122,7 +122,7 @@ class DoseSpec:
         return digest_of(self.describe())
 
     def __str__(self) -> str:
-        at = "" if self.strength is None else f" at {self.strength:g}"
+        at = "" if self.strength is None or self.reading.action == "project_out" else f" at {self.strength:g}"
         on = "" if self.neutral is None else f" on {self.neutral.name}"
         return f"{self.reading}: {self.quantity}(){at}{on}"
 

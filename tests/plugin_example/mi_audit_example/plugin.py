@@ -19,6 +19,11 @@ def mi_audit_probe_methods():
 
 
 @hookimpl
+def mi_audit_effects():
+    return {"entropy": _entropy}
+
+
+@hookimpl
 def mi_audit_renderers():
     return {"verdicts": Renderer("report.txt", _verdicts)}
 
@@ -39,6 +44,12 @@ def _difference_of_medians(acts, labels, groups):
     from mi_audit_example.method import DifferenceOfMedians
 
     return DifferenceOfMedians(acts)
+
+
+def _entropy(spec, tokenize):
+    from mi_audit_example.effect import entropy
+
+    return entropy(spec)
 
 
 def _verdicts(folder):
