@@ -13,9 +13,6 @@ from mi_audit.plan.steering import DoseQuantity, DoseSpec, SideQuantity, SteerSp
 from mi_audit.stats.estimate import Estimate, NullLevel
 from mi_audit.suites.suite import Suite, suite
 
-QUESTIONS = "easy_questions"
-"""The shipped suite of questions on which it is measured what the model still knows."""
-
 EvaluateDose = Callable[[DoseSpec], Estimate]
 
 
