@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import mi_audit.causal.laboratory  # noqa: F401 — runs in this process would else import it anew each time, beside the plugins that are kept
+import mi_audit.causal.making  # noqa: F401 — runs in this process would else import it anew each time, beside the plugins that are kept
 from mi_audit.evidence.experiments import AS_IT_IS, condition
 from mi_audit.evidence.store import Bundle
 from mi_audit.reporting.html import render
@@ -87,7 +87,7 @@ def organism(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_experiment_is_judged_and_every_claim_follows_from_its_samples(pytester: pytest.Pytester, organism: Path) -> None:
     pytester.makepyfile(audit_cause=CLAIMS)
     done = run(pytester, organism, report="html")
-    done.result.stdout.fnmatch_lines(["*experiments*", "*strengths -2, -1, 1, 2 (vector), generated tokens*"])
+    done.result.stdout.fnmatch_lines(["*experiments*", "*strengths -2, -1, 1, 2 (unit vector), generated tokens*"])
     assert done.verdicts == {"audit_drives": "PASS", "audit_is_no_handle_of_length": "INCONCLUSIVE"}, "an ablation moves half of the answers up"
     evidence, bundle = done.bundle.run, done.bundle
     experiment = next(each for each in evidence.experiments if each.action == "add")

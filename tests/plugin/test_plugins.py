@@ -168,7 +168,7 @@ def test_a_method_and_an_effect_from_a_plugin_count_in_the_plan_by_their_code(si
 REFUSED = {
     "absent": ("import no_such_module", "can't be imported from absent: ModuleNotFoundError"),
     "exits": ("raise SystemExit(0)", "can't be imported from exits: SystemExit"),
-    "unknown": ("@hookimpl\ndef mi_audit_circuits():\n    return {}", "does not fit the contract: unknown hook 'mi_audit_circuits'"),
+    "unknown": ("@hookimpl\ndef mi_audit_verdicts():\n    return {}", "does not fit the contract: unknown hook 'mi_audit_verdicts'"),
     "arguments": ("@hookimpl\ndef mi_audit_renderers(pdf):\n    return {}", "does not fit the contract.*pdf"),
     "empty": ("def mi_audit_renderers():\n    return {}", "implements no hook"),
     "listing": ("@hookimpl\ndef mi_audit_suite_formats():\n    return ['.tsv']", "returned list; return a dict"),
