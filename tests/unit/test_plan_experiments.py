@@ -176,7 +176,6 @@ def test_digests_change_with_each_field(latents):
     effects = [EFFECT, score, replace(score, detector=NEURONS), mi.effects.choice("right", "wrong"), mi.effects.choice("wrong", "right")]
     effects += [mi.effects.of_text(made(1), max_new_tokens=8), mi.effects.of_text(made(1), max_new_tokens=9), mi.effects.function(made(1), name="other")]
     assert len({str(each.describe()) for each in effects}) == len(effects) and all(isinstance(each, EffectSpec) for each in effects)
-    assert [each.generates for each in effects] == [False] * 5 + [True, True, False]
     assert [each.recomputable for each in effects] == [True] * 5 + [False] * 3
 
 
@@ -209,7 +208,7 @@ def test_claims_are_noted():
         f"{steered}: sign_reversal() >= 0.5",
         f"{steered}: change() at -1 < null.change()",
         f"{steered}: kl() at 1 on {FIT['test'].name} <= 0.1",
-        f"asked without probe, {EFFECT}: change() at 1 < null.change()",
+        f"asked without probe, {EFFECT}: change() < null.change()",
     ]
 
 
