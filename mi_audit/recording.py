@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from mi_audit.errors import EvidenceError
+from mi_audit.errors import EvidenceError, StatisticsError
 from mi_audit.evidence import records as r
 from mi_audit.evidence import store
 from mi_audit.evidence.experiments import ExperimentRecord
@@ -17,13 +17,14 @@ from mi_audit.evidence.samples import Arm, SampleTable
 from mi_audit.evidence.tokens import TokenTable
 from mi_audit.judging.results import AuditResult, DecidedClaim
 from mi_audit.plan.detectors import DetectorSpec
-from mi_audit.plan.latents import LatentSpec
+from mi_audit.plan.leaks import one_source
 from mi_audit.plan.measurements import AttributionSpec, EstimateSpec, ReadSpec
 from mi_audit.plan.plan import Plan, PlannedAudit
 from mi_audit.plan.printing import lines_of
 from mi_audit.plan.steering import DoseSpec, SteerSpec
 from mi_audit.plugins import Registry, active
 from mi_audit.recording_experiments import add_experiment, add_side_effect, experiment_record, side_effect_suites
+from mi_audit.recording_saes import sae_record
 from mi_audit.scrubbing import scrubbed
 from mi_audit.suites.suite import Suite
 from mi_audit.token_table import add_token_scores
@@ -32,7 +33,6 @@ from mi_audit.worst import worst_prompts
 if TYPE_CHECKING:
     from mi_audit.causal.laboratory import Laboratory
     from mi_audit.detectors.bench import Bench
-    from mi_audit.detectors.sae_checks import SaeQuality
     from mi_audit.detectors.sweeping import Curve
     from mi_audit.model.audited import AuditedModel
     from mi_audit.session import Session
@@ -117,7 +117,11 @@ class Recorder:
                 attribution = None if reading in missing else self._attributions.get(reading)
                 readings.append(_reading(reading, bench, samples, suites, pairs, missing.get(reading), attribution))
             for experiment in begun:
-                experiments.append(experiment_record(experiment, lab, alpha=self._run.settings.alpha, texts_shown=self._run.settings.texts == "shown"))
+                try:
+                    measured = experiment_record(experiment, bench, lab, alpha=self._run.settings.alpha, texts_shown=self._run.settings.texts == "shown")
+                except StatisticsError:  # a limit left one group of its prompts: no change of it has an interval, as the errors of its audits say
+                    continue
+                experiments.append(measured)
                 suite = lab.begun[experiment].suite
                 suites.setdefault(suite.digest, suite)
                 if experiment.digest not in self._sampled:
@@ -322,7 +326,7 @@ def _reading(
         spread=spread.delta if spread else None,
         spread_n=spread.n if spread else None,
         controls=spec.controls,
-        sae=_sae(spec.detector, quality) if isinstance(spec.detector, LatentSpec) and (quality := bench.sae_quality(spec)) is not None else None,
+        sae=sae_record(spec, bench),
         attribution=None if attribution is None else _attribution(attribution, bench),
         tokens_error=scrubbed(tokens_error) if tokens_error else None,
     )
@@ -336,42 +340,6 @@ def _attribution(spec: AttributionSpec, bench: "Bench") -> r.AttributionRecord:
             r.AttributedPrompt(prompt=each.prompt, value=each.value, baseline=each.baseline, steps=each.steps, residual=each.residual)
             for each in bench.attribute(spec)
         ),
-    )
-
-
-def _sae(spec: LatentSpec, quality: "SaeQuality") -> r.SaeRecord:
-    config, floors = spec.sae.config, spec.sae.floors
-    return r.SaeRecord(
-        name=spec.sae.name,
-        digest=spec.sae.digest,
-        architecture=config.architecture,
-        width=config.d_sae,
-        latents=spec.latents,
-        combine=spec.combine,
-        pooling=spec.pooling,
-        trained_on=config.metadata.model_name,
-        reconstructs=str(spec.sae.out) if spec.sae.out is not None else None,
-        published=dict(config.metadata.quality),
-        prompts=quality.prompts,
-        tokens=quality.tokens,
-        explained_variance=quality.explained_variance.value,
-        explained_variance_low=quality.explained_variance.low,
-        explained_variance_floor=floors.explained_variance,
-        latents_explain=None if quality.explained_by_latents is None else quality.explained_by_latents.value,
-        latents_explain_low=None if quality.explained_by_latents is None else quality.explained_by_latents.low,
-        l0=quality.l0.value,
-        norm_ratio=quality.norm_ratio.value,
-        neutral_explained_variance=quality.neutral_explained_variance.value,
-        neutral_tokens=quality.neutral_tokens,
-        dead=quality.dead,
-        dense=quality.dense,
-        loss_recovered=quality.loss_recovered.value,
-        loss_recovered_low=quality.loss_recovered.low,
-        loss_recovered_floor=floors.loss_recovered,
-        better_at=quality.better_at,
-        loss_recovered_zero=quality.loss_recovered_zero.value,
-        kl=quality.kl.value,
-        below=quality.below,
     )
 
 
@@ -426,6 +394,7 @@ def _claim(result: AuditResult, index: int, decided: DecidedClaim, bench: "Bench
         pairs=spec.pairs,
         strength=None if dose is None else dose.strength,
         over_null=dose is not None and dose.over_null,
+        apart=not any(one_source(seen, spec.reading.suite) for seen in spec.reading.detector.suites),
         on=None if dose is None or dose.neutral is None else lab.measured_on(dose).name,
         op=decided.planned.spec.op,
         threshold=claim.threshold,

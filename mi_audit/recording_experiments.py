@@ -11,17 +11,19 @@ from mi_audit.evidence.experiments import AS_IT_IS, DIRECT, condition
 from mi_audit.evidence.samples import DETECTOR, Arm, SampleTable
 from mi_audit.plan.digest import digest_of
 from mi_audit.plan.steering import SteerSpec
+from mi_audit.recording_saes import sae_record
 from mi_audit.scrubbing import scrubbed
 from mi_audit.suites.suite import Suite
 
 if TYPE_CHECKING:
     from mi_audit.causal.data import ExperimentData
     from mi_audit.causal.laboratory import Laboratory
+    from mi_audit.detectors.bench import Bench
     from mi_audit.stats.checks import Floats
     from mi_audit.stats.estimate import Estimate
 
 
-def experiment_record(spec: SteerSpec, lab: "Laboratory", *, alpha: float, texts_shown: bool) -> e.ExperimentRecord:
+def experiment_record(spec: SteerSpec, bench: "Bench", lab: "Laboratory", *, alpha: float, texts_shown: bool) -> e.ExperimentRecord:
     """What was measured of an experiment so far."""
     made = lab.begun[spec]
     handle, suite = made.handle, made.suite
@@ -51,6 +53,7 @@ def experiment_record(spec: SteerSpec, lab: "Laboratory", *, alpha: float, texts
         saturation_down=saturation.negative,
         passed=made.passed,
         controls=spec.controls,
+        sae=sae_record(spec, bench),
         side_effects=tuple(_curves(spec, lab)),
         generations=tuple(
             e.GenerationRecord(

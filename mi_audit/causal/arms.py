@@ -112,8 +112,7 @@ class Instrument:
         return float(unsteered[0]), effect.value(torch.stack([found[:, 0] for _, found in parts]), each.prompt).numpy()
 
     def _read(self, ids: tuple[int, ...], touched: tuple[int, ...], rows: Rows, read: Read) -> tuple[Tensor, Tensor]:
-        every = torch.arange(rows.number * len(rows.strengths))
-        return read_variants(self.model, ids, touched, rows.places, len(every), lambda part: rows.interventions(every[part]), read)
+        return read_variants(self.model, ids, touched, rows.places, rows.number * len(rows.strengths), rows.interventions, read)
 
     def _scores(self, each: Asked) -> Read:
         """The detector's own score, at the tokens that it names."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from mi_audit.suites.suite import Suite
 
 if TYPE_CHECKING:
     from mi_audit.causal.tasks import Asked
+
+IDLE: Final = 1e-3
+"""Of the mean change of the effect, up to which a draw of a null changes nothing but by rounding."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,16 @@ class ExperimentData:
             return np.asarray(shifts[-1] - shifts[0])
         (weights,) = contrasts_of("slope", self.strengths, None, self.spec.origin)
         return np.asarray(weights @ shifts)
+
+    def idle_nulls(self) -> tuple[str, ...]:
+        """Of which nulls most draws change nothing, as latents do that are silenced where they never fire: they are no control."""
+        own = np.abs(self.values - self.unsteered).mean()
+        idle = {name: int((np.abs(draws - self.unsteered).mean(axis=(1, 2)) <= IDLE * own).sum()) for name, draws in self.nulls.items()}
+        return tuple(
+            f"{count} of the {len(self.nulls[name])} {name} that it is held against change nothing on these prompts, so they control nothing"
+            for name, count in idle.items()
+            if 2 * count > len(self.nulls[name])
+        )
 
     def dose_of(self, values: Floats) -> Dose:
         """As `dose`, of other effects [S, n] on the same prompts."""

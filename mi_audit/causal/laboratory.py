@@ -51,7 +51,7 @@ class Laboratory:
         if not isinstance(spec, DoseSpec):
             return self._bench.estimate(spec)
         estimate = self._side_effect(spec) if spec.neutral is not None else self._dose(spec)
-        undecided = estimate.undecided
+        undecided = (*estimate.undecided, *self._untrusted(spec.reading))
         if self._model.is_low_precision:
             undecided = (*undecided, "experiments in low precision are not held against float32; run with --audit-dtype float32 to decide")
         return replace(estimate, of=str(spec.reading), spec=spec, undecided=undecided)
@@ -97,14 +97,18 @@ class Laboratory:
         """The numbers behind `side_effects`: of the model as it is [n], and their changes [S, n]."""
         return ((quantity, suite, base, changes) for (of, quantity, _), (suite, base, changes) in self._side.items() if of == spec)
 
+    def _untrusted(self, spec: SteerSpec) -> tuple[str, ...]:
+        """Why nothing can be decided on latents: their SAE does not stand for the model, or most of those that they are held against change nothing."""
+        quality = self._bench.sae_quality(spec)
+        return () if quality is None else (*quality.below, *self._made[spec].idle_nulls())
+
     def _dose(self, spec: DoseSpec) -> Estimate:
         made = self.experiment(spec.reading)
         self._require(made, spec)
         assert is_dose(spec.quantity)
         dose, decisive = made.dose, made.nulls.get(SHUFFLED, next(iter(made.nulls.values()), None))
         if spec.over_null:
-            if decisive is None:
-                raise DetectorError(f"{spec}: without controls there is no null to compare with; leave controls=False out")
+            assert decisive is not None  # its plan has controls
             estimate = dose.excess(spec.quantity, decisive, spec.strength, alpha=self._alpha)
         else:
             estimate = dose.estimate(spec.quantity, spec.strength, alpha=self._alpha)

@@ -10,11 +10,11 @@ import numpy as np
 from mi_audit.causal.arms import Instrument, written
 from mi_audit.causal.data import ExperimentData, Layer, Written
 from mi_audit.causal.effect import OfDetector
-from mi_audit.causal.handles import Clamps, Handle, Vectors, clamps_of, vectors_of
+from mi_audit.causal.handles import Clamps, Handle, Latents, Vectors, clamps_of, vectors_of
 from mi_audit.causal.held import effect_of
 from mi_audit.causal.highest import corpus_of, highest_values
 from mi_audit.causal.rows import Additions, Clampings, Projections, Rows
-from mi_audit.causal.side_effects import side_effect
+from mi_audit.causal.side_effects import Beside
 from mi_audit.causal.tasks import asked, tokenizer_of
 from mi_audit.detectors.bench import Bench
 from mi_audit.detectors.controls import stream
@@ -39,8 +39,6 @@ WRITTEN: Final = 32
 """Tokens that it writes."""
 
 _WRITERS: Final = ("attn_out", "mlp_out")
-
-Latents = tuple[int, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +70,13 @@ class Maker:
 
     def beside(self, made: ExperimentData, quantity: SideQuantity, neutral: Suite) -> tuple[Floats, Floats]:
         """A side effect on a suite's prompts: of the model as it is [n], and its changes [S, n]. Raises as `make`."""
-        title = self._titled(f"{quantity} of {made.spec.detector.name} on {neutral.name}")
-        return side_effect(quantity, self.model, neutral.prompts, self._rows(made), made.spec.tokens, made.handle.at, self.bench.cache, title)
+        title, rows = self._titled(f"{quantity} of {made.spec.detector.name} on {neutral.name}"), self._rows(made)
+        try:
+            return Beside(self.model, neutral.prompts, rows, made.spec.tokens, made.handle.at, self.bench.cache, title).measure(quantity)
+        except NotFiniteError as error:
+            if error.variant is None:
+                raise
+            raise DetectorError(f"{quantity} on {neutral.name} at the strength {made.strengths[error.variant]:g}, {_where(rows)}: {error}") from error
 
     def _along(self, spec: SteerSpec, suite: Suite, handle: Handle, instrument: Instrument, title: str) -> ExperimentData:
         prompts = asked(self.model, suite.prompts, spec.tokens, handle.at, self.bench.cache)

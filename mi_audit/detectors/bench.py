@@ -26,7 +26,7 @@ from mi_audit.errors import DetectorError, MiAuditError
 from mi_audit.model.audited import AuditedModel
 from mi_audit.plan.detectors import DetectorSpec, DirectionSpec, FalsePositiveRate, ProbeSpec, negatives_of
 from mi_audit.plan.latents import LatentSpec
-from mi_audit.plan.measurements import AttributionSpec, EstimateSpec, ReadSpec
+from mi_audit.plan.measurements import AttributionSpec, EstimateSpec, Measurement, ReadSpec
 from mi_audit.plan.places import At, Tokens
 from mi_audit.plan.sweep import SweepSpec
 from mi_audit.saes.latents import LatentGroups
@@ -133,8 +133,8 @@ class Bench:
             self._estimates[spec] = estimate if quality is None else replace(estimate, undecided=(*estimate.undecided, *quality.below, *silent_null(reading)))
         return self._estimates[spec]
 
-    def sae_quality(self, spec: ReadSpec) -> SaeQuality | None:
-        """How well the SAE stands for the activations that the reading rests on; None for a detector without one."""
+    def sae_quality(self, spec: Measurement) -> SaeQuality | None:
+        """How well the SAE stands for the activations that a reading, or an experiment, rests on; None for a detector without one."""
         detector = spec.detector
         return self._checks.quality(detector.sae, self._limited(spec.suite)) if isinstance(detector, LatentSpec) else None
 

@@ -9,7 +9,7 @@ from mi_audit.engine.batches import Ids
 from mi_audit.engine.budget import bytes_per_token, fitting
 from mi_audit.engine.intervening import Intervening
 from mi_audit.engine.progress import Hearer, reporting
-from mi_audit.engine.rows import Interventions, Row, RowPasses
+from mi_audit.engine.rows import Row, RowPasses, Treatments
 from mi_audit.engine.sampling import Sampling
 from mi_audit.engine.writing import write
 from mi_audit.errors import PromptError
@@ -28,7 +28,7 @@ def generate(
     prompts: Sequence[Ids],
     touched: Sequence[Sequence[int]],
     variants: int,
-    interventions: Interventions,
+    interventions: Treatments,
     places: Sequence[At],
     sampling: Sampling,
     *,

@@ -32,7 +32,7 @@ class Treatment:
     rows: Tensor | None = None
 
 
-Interventions = Callable[[Tensor], Sequence[Treatment]]
+Treatments = Callable[[Tensor], Sequence[Treatment]]
 """From the variant int64 [R] of each row, on the host, to what is applied to them, in this order where at one place. A row that none holds is left alone to
 the last bit."""
 
@@ -62,7 +62,7 @@ class Columns:
 class RowPasses:
     """Passes of rows through a model, with what is applied to each."""
 
-    def __init__(self, model: "LoadedModel", intervening: Intervening, interventions: Interventions) -> None:
+    def __init__(self, model: "LoadedModel", intervening: Intervening, interventions: Treatments) -> None:
         self.model, self._intervening, self._interventions = model, intervening, interventions
         taken = inspect.signature(model.hf.forward).parameters
         self._with_positions, self._last_alone = "position_ids" in taken, "logits_to_keep" in taken

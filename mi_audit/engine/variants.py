@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 LOGITS: Final = 256
 """Positions of a chunk whose logits are read, at most: each has as many as the vocabulary has entries."""
 
-Interventions = Callable[[slice], Sequence[tuple[At, Intervention]]]
-"""What is applied to those variants, one row each, and where; several at one place in their order. An intervention is given [R, L, width], the prompt's last L
-tokens in each row, and L may be less than the prompt's length."""
+Interventions = Callable[[Tensor], Sequence[tuple[At, Intervention]]]
+"""What is applied to rows that are these variants, int64 [R] on the host, and where; several at one place in their order. An intervention is given
+[R, L, width], the prompt's last L tokens in each row, and L may be less than the prompt's length."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +68,7 @@ def read_variants(
             the caller's to see to.
         places: the hook points where they are applied, their layers absolute.
         variants: how many.
-        interventions: gives what is applied for a slice of the variants, at some or all of the places; called again where a chunk of them was too large.
+        interventions: gives what is applied to some of the variants, at some or all of the places; called again where a chunk of them was too large.
         read: what is read.
         budget: tokens that pass through the model together.
 
@@ -152,7 +152,7 @@ def _chunk(rectangle: Rectangle, touched: Sequence[int], chunk: slice, intervent
     """What is read of these variants [R, m]."""
     rows = chunk.stop - chunk.start
     mask = rectangle.mask(touched, rows)
-    steps = [Step(at, mask, intervention) for at, intervention in interventions(chunk)]
+    steps = [Step(at, mask, intervention) for at, intervention in interventions(torch.arange(chunk.start, chunk.stop))]
     overflown: NotFiniteError | None = None
     try:
         with rectangle.session.intervening.applying(steps):

@@ -53,7 +53,8 @@ class _Shown:
     def elsewhere(self) -> "_Shown":
         """Only what was measured on suites of which nothing took part in making the detector."""
         seen = {self._origin(digest) for digest in self.detector.seen}
-        return _Shown(self.detector, self.suites, self.experiments, [claim for claim in self.claims if self._origin(claim.suite_digest) not in seen])
+        apart = [claim for claim in self.claims if claim.apart and self._origin(claim.suite_digest) not in seen]
+        return _Shown(self.detector, self.suites, self.experiments, apart)
 
     def read(self) -> _Found:
         telling = [claim for claim in self._of_readings() if claim.quantity in DISCRIMINATING and _beats_its_null(claim)]
@@ -62,7 +63,7 @@ class _Shown:
         return _Found(tuple(telling))
 
     def selective(self) -> _Found:
-        quiet = [claim for claim in self._of_readings() if claim.quantity == "rate" and claim.op in ("<=", "<") and not claim.n_positive]
+        quiet = [claim for claim in self._of_readings() if claim.quantity == "rate" and claim.op in ("<=", "<") and self._is_benign(claim.suite_digest)]
         if not quiet:
             return _Found(missing="no claim that passed shows that it stays quiet on benign prompts (rate() <= … on a suite without positives)")
         matched = [claim for claim in (*quiet, *self.read().claims) if self._is_matched(claim.suite_digest)]
@@ -104,6 +105,10 @@ class _Shown:
     def _origin(self, digest: str) -> str:
         suite = self.suites.get(digest)
         return digest if suite is None or suite.origin is None else suite.origin
+
+    def _is_benign(self, digest: str) -> bool:
+        """Whether no prompt of a suite is known to be of the positive class."""
+        return digest in self.suites and not self.suites[digest].positives
 
     def _is_matched(self, digest: str) -> bool:
         return digest in self.suites and self.suites[digest].matched

@@ -185,20 +185,22 @@ def _saes(run: RunRecord) -> Iterator[str]:
     """Latents decide nothing without a record of their SAE that reaches its floors."""
     latent = {detector.digest for detector in run.detectors if detector.kind == "latent"}
     below: set[str] = set()
-    for reading in run.readings:
-        if (reading.sae is not None) != (reading.detector_digest in latent):
-            yield f"reading {reading.id} of {reading.detector!r} has {'a' if reading.sae else 'no'} record of a sparse autoencoder"
-        if reading.sae is None:
+    measured: list[ReadingRecord | ExperimentRecord] = [*run.readings, *run.experiments]
+    for record in measured:
+        what = f"{_kind(record)} {record.id}"
+        if (record.sae is not None) != (record.detector_digest in latent):
+            yield f"{what} of {record.detector!r} has {'a' if record.sae else 'no'} record of a sparse autoencoder"
+        if record.sae is None:
             continue
-        sae = reading.sae
+        sae = record.sae
         bounds = [(sae.explained_variance_low, sae.explained_variance_floor), (sae.loss_recovered_low, sae.loss_recovered_floor)]
         if sae.latents_explain is not None:
             bounds.append((sae.latents_explain_low, sae.explained_variance_floor))
         missed = sae.better_at is not None or any(low is None or low < floor for low, floor in bounds)
         if missed != bool(sae.below):
-            yield f"reading {reading.id}: its sparse autoencoder {sae.name!r} {'misses' if missed else 'reaches'} its floors, but is said to do otherwise"
+            yield f"{what}: its sparse autoencoder {sae.name!r} {'misses' if missed else 'reaches'} its floors, but is said to do otherwise"
         if sae.below:
-            below.add(reading.id)
+            below.add(record.id)
     for claim in run.claims:
         if claim.reading in below and claim.verdict in (Verdict.PASS, Verdict.FAIL):
             yield f"claim {claim.id} is {claim.verdict} on latents of a sparse autoencoder that does not reach its floors"
@@ -253,6 +255,18 @@ def _instruments(run: RunRecord) -> Iterator[str]:
     for claim in run.claims:
         if claim.about == "model" and claim.verdict is Verdict.PASS and claim.detector_digest not in _read_by(run):
             yield f"claim {claim.id} about the model is PASS, but nothing shows that its instrument {claim.detector!r} tells its classes apart"
+    made = {experiment.id for experiment in run.experiments}
+    for claim in run.claims:
+        small = claim.reading in made and not needs_null(claim.quantity, claim.op, claim.threshold)
+        if claim.about == "model" and claim.verdict is Verdict.PASS and small and claim.detector_digest not in _handled_by(run):
+            yield f"claim {claim.id} about the model is PASS, but nothing shows that {claim.detector!r} moves any effect"
+
+
+def _handled_by(run: RunRecord) -> set[str]:
+    """Digests of the detectors that a passed claim shows to move an effect."""
+    made = {experiment.id for experiment in run.experiments}
+    pushes = (claim for claim in run.claims if claim.about == "instrument" and claim.reading in made and needs_null(claim.quantity, claim.op, claim.threshold))
+    return {claim.detector_digest for claim in pushes if claim.verdict is Verdict.PASS}
 
 
 def _read_by(run: RunRecord) -> set[str]:

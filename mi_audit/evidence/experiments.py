@@ -3,6 +3,7 @@
 from typing import Final, Literal
 
 from mi_audit.evidence.fields import Count, Digest, Flag, Name, Number, Record, Text
+from mi_audit.evidence.saes import SaeRecord
 
 AS_IT_IS: Final = "as it is"
 """The condition in `samples.parquet` of the model without a change."""
@@ -156,6 +157,8 @@ class ExperimentRecord(Record):
     """How it was computed."""
     controls: Flag
     """Whether nulls were run beside it."""
+    sae: SaeRecord | None
+    """The sparse autoencoder whose latents were clamped; absent for a direction."""
     side_effects: tuple[SideEffectCurve, ...]
     """What else changed."""
     generations: tuple[GenerationRecord, ...]

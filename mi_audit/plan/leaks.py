@@ -57,11 +57,11 @@ def _shared(seen: Suite, tested: Suite) -> str | None:
     if twice is not None:
         return f"its prompt {twice.id!r} also stands (as {digests[twice.digest]!r})"
     groups = set(seen.groups()) & set(tested.groups())
-    if groups and _one_source(seen, tested):
+    if groups and one_source(seen, tested):
         return f"its group {min(groups)!r} also stands"
     return None
 
 
-def _one_source(one: Suite, other: Suite) -> bool:
+def one_source(one: Suite, other: Suite) -> bool:
     """Whether both were cut from suites with prompts in common, so that a group's name means the same in both."""
     return not {prompt.digest for prompt in one.root}.isdisjoint(prompt.digest for prompt in other.root)

@@ -11,6 +11,7 @@ from mi_audit.plan.digest import Json, digest_of
 from mi_audit.plan.measurements import DISCRIMINATES, NEEDS_THRESHOLD, AttributionSpec, ClaimSpec, Measurement, ReadSpec
 from mi_audit.plan.steering import DoseSpec, SteerSpec
 from mi_audit.plan.tracing import TracedClaim
+from mi_audit.stats.claim import needs_null
 from mi_audit.suites.suite import Suite
 
 
@@ -107,12 +108,15 @@ def missing_instrument(claim: ClaimSpec, instruments: Iterable[ClaimSpec]) -> st
 
     The detector must tell the classes apart at all, which its silence never shows. A claim that it stays under its threshold needs the
     threshold to be one that it exceeds where it should, and a claim that it exceeds it one that it stays under where it should: an AUROC knows of no
-    threshold.
+    threshold. A claim that an experiment changes little needs one to change much: of a push that moves nothing anywhere nothing follows.
     """
+    instruments = tuple(instruments)
     shown = {(one.estimate.quantity, one.op[0]) for one in instruments}
     name = claim.estimate.reading.detector.name
     if not any((quantity, ">") in shown for quantity in DISCRIMINATES):
         return f"no claim about the instrument in this run shows that {name} tells its classes apart, so its reading says nothing of the model"
+    if isinstance(claim.estimate, DoseSpec):
+        return _missing_handle(claim, claim.estimate, instruments)
     if claim.estimate.quantity not in NEEDS_THRESHOLD or ("accuracy", ">") in shown:
         return None
     if claim.op[0] == "<" and ("recall", ">") not in shown:
@@ -122,3 +126,14 @@ def missing_instrument(claim: ClaimSpec, instruments: Iterable[ClaimSpec]) -> st
     if claim.op[0] == ">" and ("rate", "<") not in shown:
         return f"no claim about the instrument in this run shows that {name} stays quiet elsewhere (rate() <= …), so its firing says nothing of the model"
     return None
+
+
+def _missing_handle(claim: ClaimSpec, dose: DoseSpec, instruments: Iterable[ClaimSpec]) -> str | None:
+    """As `missing_instrument`, of a claim on an experiment."""
+    name = dose.reading.detector.name
+    if dose.reading.effect.detector is not None:
+        return f"its effect is the score of {dose.reading.effect.detector.name}, which says nothing of how the model behaves; measure what it says"
+    pushes = (one for one in instruments if isinstance(one.estimate, DoseSpec) and needs_null(one.estimate.quantity, one.op, one.threshold))
+    if needs_null(dose.quantity, claim.op, claim.threshold) or any(True for _ in pushes):
+        return None
+    return f"no claim about the instrument in this run shows that {name} moves any effect (slope() > null.slope(), …), so that it moves little says nothing"

@@ -9,7 +9,7 @@ from typing import NoReturn
 
 from mi_audit.errors import PlanError
 from mi_audit.plan.leaks import leak_in
-from mi_audit.plan.steering import DoseQuantity, DoseSpec, SideQuantity, SteerSpec, require_texts
+from mi_audit.plan.steering import DoseQuantity, DoseSpec, SideQuantity, SteerSpec, require_groups, require_texts
 from mi_audit.stats.estimate import Estimate, NullLevel
 from mi_audit.suites.suite import Suite, suite
 
@@ -94,6 +94,7 @@ class AtStrength(_Claimable):
             raise PlanError(f"side_effects(on={on!r}): give a suite of neutral text with at least one prompt")
         if flaw := leak_in(self._spec.detector, neutral):
             raise PlanError(flaw)
+        require_groups(neutral, f"side_effects(on={neutral.name})")
         return SideEffects(self._spec, self._strength, neutral, self._evaluate)
 
 
@@ -206,6 +207,8 @@ class Ablation(_Claimable):
 
 
 def _level(spec: DoseSpec, evaluate: EvaluateDose) -> NullLevel:
+    if not spec.reading.controls:
+        raise PlanError(f"null.{spec.quantity}() of {spec.reading}: with controls=False there is no null to compare with; leave it out")
     return NullLevel(evaluate(replace(spec, over_null=True)), spec)
 
 

@@ -180,8 +180,15 @@ def _checked(detector: object, suite: object, effect: object, where: str) -> tup
         raise PlanError(f"{where}: effect={effect!r}; give one of mi.effects, e.g. mi.effects.refusal()")
     if isinstance(detector, LatentSpec) and (detector.sae.config.is_transcoder or detector.sae.config.is_contextual):
         raise PlanError(f"{where}: latents of the architecture {detector.sae.config.architecture!r} can't be clamped; steer along a direction instead")
+    require_groups(suite, where)
     require_texts(suite, _fields(effect), f"{where}: {effect}")
     return detector, suite, effect
+
+
+def require_groups(suite: Suite, where: str) -> None:
+    """Raises PlanError, which `where` begins, if all prompts are in one group: the error of a mean can't be seen then."""
+    if len(set(suite.groups())) < 2:
+        raise PlanError(f"{where}: all prompts of {suite.name} are in one group, so that the error of a change can't be seen; add groups")
 
 
 def require_texts(suite: Suite, names: Sequence[str], where: str) -> None:

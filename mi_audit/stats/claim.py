@@ -173,6 +173,8 @@ def vacuous(quantity: str, op: str, threshold: float) -> str | None:
     if quantity == "kl" and threshold <= 0.0:
         why = "claims nothing: kl is never negative, so no data could fail it" if upward else "can't be shown: kl is never negative, so no data could pass it"
         return f"{text} {why}. Choose a threshold above 0."
+    if quantity in ("repetition_change", "capability_change") and not -1.0 < threshold < 1.0:
+        return f"{text} decides nothing: a share changes by less than 1. Choose a threshold strictly between -1 and 1."
     if quantity not in BOUNDED or 0.0 < threshold < 1.0:
         return None
     if (threshold <= 0.0) == upward:

@@ -3,7 +3,7 @@
 import pytest
 
 from mi_audit.errors import EvidenceError
-from mi_audit.evidence.records import SaeRecord
+from mi_audit.evidence.saes import SaeRecord
 from mi_audit.reporting import html
 from tests.unit import bundles
 

@@ -34,7 +34,7 @@ def everything(found, base):
 
 
 def kinds(width, folder):
-    """Name → from a slice of the variants to the intervention on them."""
+    """Name → from some of the variants to the intervention on them."""
     draw = torch.Generator().manual_seed(width)
     vectors, values, a = (torch.randn(*shape, generator=draw) for shape in ((VARIANTS, width), (VARIANTS, 3), (VARIANTS,)))
     directions, chosen = torch.randn(VARIANTS, 2, width, generator=draw), torch.rand(VARIANTS, 3, generator=draw) < 0.6
@@ -56,7 +56,7 @@ def whole(model, touched, places, intervention, positions):
     called, mask = layout.arguments(model, None), layout.mask([touched] * VARIANTS)
     with torch.no_grad(), Intervening(model, places) as intervening:
         base = model.hf(**called).logits[0, list(positions)]
-        with intervening.applying([Step(at, mask, intervention(slice(0, VARIANTS))) for at in places]):
+        with intervening.applying([Step(at, mask, intervention(torch.arange(VARIANTS))) for at in places]):
             return base.flatten().double(), model.hf(**called).logits[:, list(positions)].flatten(start_dim=1).double()
 
 
