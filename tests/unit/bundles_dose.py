@@ -103,6 +103,7 @@ def steered(build: Builder, detector, suite, *, name="steers", strengths=STRENGT
         "saturation_down": 0.38,
         "passed": "blocks from 18 on, with keys and values of the tokens before",
         "controls": True,
+        "sae": None,
         "side_effects": [_curve(f"{detector.name} {name} {suite.name}", quantity, changes, measured) for quantity, (_, changes) in sides.items()],
         "generations": [_text(build, prompt, strength, hostile) for prompt in written for strength in (measured[0], None, measured[-1])],
         "profile": [LayerPoint(layer=layer, slope=slope, low=slope - 0.05, high=slope + 0.06) for layer, slope in _slopes(detector.layer)],

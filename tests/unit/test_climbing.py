@@ -47,7 +47,7 @@ class Case:
         return replace(self, detector=self.detector.model_copy(update=change))
 
 
-def claim_of(name: str, on: str, quantity: str, op: str, threshold: float, *, reading: str = "", strength=None, nulls=(), n_positive=None) -> ClaimRecord:
+def claim_of(name: str, on: str, quantity: str, op: str, threshold: float, *, reading: str = "", strength=None, nulls=()) -> ClaimRecord:
     fields = {
         "id": name,
         "audit": "a",
@@ -72,7 +72,8 @@ def claim_of(name: str, on: str, quantity: str, op: str, threshold: float, *, re
         "high": 1.0,
         "alpha": 0.025,
         "n": 40,
-        "n_positive": n_positive,
+        "n_positive": None,
+        "apart": True,
         "groups": 40,
         "method": "",
         "needed_n": None,
@@ -111,6 +112,7 @@ def experiment_of(id: str, on: str, strengths: tuple[float, ...], action: str = 
         "saturation_down": None,
         "passed": "",
         "controls": True,
+        "sae": None,
         "side_effects": (),
         "generations": (),
         "profile": (),
@@ -155,10 +157,10 @@ DETECTOR = DetectorRecord(
 )
 HIGH = Case(
     claims={
-        "tells": claim_of("tells", HOME, "auroc", ">=", 0.9, nulls=(BEATEN,), n_positive=20),
-        "tells away": claim_of("tells away", AWAY, "auroc", ">=", 0.9, nulls=(BEATEN,), n_positive=20),
+        "tells": claim_of("tells", HOME, "auroc", ">=", 0.9, nulls=(BEATEN,)),
+        "tells away": claim_of("tells away", AWAY, "auroc", ">=", 0.9, nulls=(BEATEN,)),
         "quiet": claim_of("quiet", BENIGN, "rate", "<=", 0.02),
-        "quiet on topics": claim_of("quiet on topics", MATCHED, "rate", "<=", 0.02, n_positive=0),
+        "quiet on topics": claim_of("quiet on topics", MATCHED, "rate", "<=", 0.02),
         **pushed("push", PUSH, HOME),
         **pushed("again", AGAIN, AWAY),
     },
@@ -211,7 +213,7 @@ def test_what_does_not_read_reaches_nothing(case):
     ("case", "why"),
     [
         (LOW.without("quiet", "quiet on topics"), "stays quiet on benign prompts"),
-        (LOW.without("quiet").claim("quiet on topics", n_positive=3), "stays quiet on benign prompts"),
+        (LOW.without("quiet").suite(MATCHED, positives=3, negatives=37), "stays quiet on benign prompts"),
         (LOW.without("quiet").claim("quiet on topics", op=">="), "stays quiet on benign prompts"),
         (LOW.without("quiet").claim("quiet on topics", quantity="recall"), "stays quiet on benign prompts"),
         (LOW.without("quiet").claim("quiet on topics", verdict="INCONCLUSIVE"), "stays quiet on benign prompts"),
@@ -323,6 +325,7 @@ ELSEWHERE = "on suites that took no part in making it, "
         (LOW, ELSEWHERE),
         (HIGH.without("tells away"), f"{ELSEWHERE}no claim that passed shows that it tells its classes apart"),
         (HIGH.without("again both ways"), f"{ELSEWHERE}no claim that passed shows"),
+        (HIGH.claim("tells away", apart=False), f"{ELSEWHERE}no claim that passed shows that it tells its classes apart"),
         (HIGH.suite(AWAY, origin=sha("pairs")), f"{ELSEWHERE}no claim that passed shows that it tells its classes apart"),
         (HIGH.suite(BENIGN, origin=sha("pairs")).suite(MATCHED, origin=sha("pairs")), f"{ELSEWHERE}no claim that passed shows that it stays quiet"),
         (HIGH.made(seen=(sha("pairs[train]"), sha(AWAY))), f"{ELSEWHERE}no claim that passed shows that it tells its classes apart"),

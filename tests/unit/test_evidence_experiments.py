@@ -14,6 +14,7 @@ from mi_audit.evidence.samples import SampleTable
 from mi_audit.evidence.shards import PartsFolder
 from tests.unit import bundles, bundles_dose
 from tests.unit.test_assembly import outline_of, parts_of, written
+from tests.unit.test_evidence_saes import POOR, SAE
 
 SLOPE, LEAST, DOWN, UP, KL, OTHER = 2, 4, 6, 7, 8, 10
 """Places among the claims; the last is of the experiment that has a strength that failed."""
@@ -106,6 +107,11 @@ UNBEATEN = {"k": 61, "p": 0.62, "passed": False}
         (lambda run: run.model_copy(update={"suites": run.suites[:-1]}), "a side effect on a suite that is not recorded"),
         (lambda run: run.model_copy(update={"suites": run.suites[1:]}), "was made from a suite that is not recorded"),
         (lambda run: run.model_copy(update={"detectors": (run.detectors[0].model_copy(update={"seen": ()}),)}), "is not among the suites that it has seen"),
+        (lambda run: experimented(run, 0, sae=SAE), "experiment .* has a record of a sparse autoencoder"),
+        (lambda run: clamped(run, None), "experiment .* has no record of a sparse autoencoder"),
+        (lambda run: clamped(run, SAE.model_copy(update=POOR)), "is PASS on latents of a sparse autoencoder that does not reach its floors"),
+        (lambda run: clamped(run, SAE.model_copy(update={**POOR, "below": ()})), "experiment .*: its sparse autoencoder 'resid_15' misses its floors"),
+        (lambda run: of_little(run), "about the model is PASS, but nothing shows that 'dishonesty' moves any effect"),
         (lambda run: run.model_copy(update={"ladders": ()}), "evidence ladders are not those"),
         (lambda run: raised(run), "evidence ladders are not those"),
     ],
@@ -113,6 +119,22 @@ UNBEATEN = {"k": 61, "p": 0.62, "passed": False}
 def test_what_an_experiment_does_not_give_is_refused(run, change, message):
     with pytest.raises(EvidenceError, match=message):
         consistency.check(change(run))
+
+
+def clamped(run, sae):
+    """The same of latents, whose experiments have such a record; their readings are fine."""
+    detectors = tuple(each.model_copy(update={"kind": "latent"}) for each in run.detectors)
+    readings = tuple(each.model_copy(update={"sae": SAE}) for each in run.readings)
+    experiments = tuple(each.model_copy(update={"sae": sae}) for each in run.experiments)
+    return run.model_copy(update={"detectors": detectors, "readings": readings, "experiments": experiments})
+
+
+def of_little(run):
+    """Nothing is claimed but that the detector reads, and that the model's predictions change little when it is steered."""
+    little = run.claims[KL].model_copy(update={"about": "model"})
+    audits = tuple(each.model_copy(update={"about": "model", "claims": (little.id,)}) if little.id in each.claims else each for each in run.audits)
+    reads = tuple(claim for claim in run.claims if claim.audit == run.claims[0].audit)
+    return run.model_copy(update={"claims": (*reads, little), "audits": audits})
 
 
 def raised(run):

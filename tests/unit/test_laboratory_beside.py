@@ -1,5 +1,7 @@
 """Ablations, clamps and side effects equal plain hooks of torch."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from safetensors.torch import load_file
 import mi_audit as mi
 from mi_audit.errors import DetectorError
 from mi_audit.plan.steering import DoseSpec
+from mi_audit.stats.verdict import Verdict
 from tests.unit.experiments import (
     ASKED,
     CLOSE,
@@ -112,6 +115,31 @@ def test_latents_are_clamped(sae, model):
     np.testing.assert_array_equal(laboratory(model).experiment(ablate(never)).strengths, [0.0])
 
 
+def test_latents_of_an_sae_that_does_not_stand_for_the_model_decide_nothing(sae, model):
+    latent = mi.latent(mi.sae(sae), 3, name="latent", found_on=CORPUS)
+    lab, spec = laboratory(model), ablate(latent, controls=True)
+    for dose in (DoseSpec(spec, "change", 0.0), DoseSpec(spec, "change", 0.0, over_null=True), DoseSpec(spec, "kl", 0.0, neutral=NEUTRAL)):
+        estimate = lab.estimate(dose)
+        assert any("the floor is 0.5 (explained_variance)" in reason for reason in estimate.undecided), estimate.undecided
+        assert (estimate <= 1e6).verdict is Verdict.INCONCLUSIVE
+
+
+def test_latents_that_change_nothing_where_they_are_silenced_are_no_control(sae, model):
+    latent = mi.latent(mi.sae(sae), 3, name="latent", found_on=CORPUS)
+    made = laboratory(model).experiment(ablate(latent, controls=True))
+    ((name, draws),) = made.nulls.items()
+    own = made.values + 1.0
+    moving = np.broadcast_to(made.unsteered + 0.01, draws.shape)
+    idle = moving.copy()
+    idle[:20] = made.unsteered + 1e-6
+    assert replace(made, values=own, nulls={name: moving}).idle_nulls() == ()
+    assert replace(made, values=own, nulls={name: idle}).idle_nulls() == (
+        f"20 of the 39 {name} that it is held against change nothing on these prompts, so they control nothing",
+    )
+    idle[19] = moving[19]
+    assert replace(made, values=own, nulls={name: idle}).idle_nulls() == ()
+
+
 def repeated(ids):
     runs = [tuple(ids[start : start + 4]) for start in range(len(ids) - 3)]
     return sum(run in runs[:place] for place, run in enumerate(runs)) / len(runs) if runs else 0.0
@@ -127,11 +155,11 @@ def beside(model, quantity, prompt, tokens, change):
         own, other = (likelihood(model, prompt, name, tokens, block(model), change) for name in ("answer", "other"))
         return 0.5 + 0.5 * np.sign(own - other)
     ids = ids[:64]
-    base = logits(model.hf, ids).double().log_softmax(dim=-1)[:-1]
-    found = logits(model.hf, ids, block(model), range(1, len(ids)), change).double().log_softmax(dim=-1)[:-1]
+    base = logits(model.hf, ids).double().log_softmax(dim=-1)[1:-1]  # at the sink, which is left alone, nothing changes
+    found = logits(model.hf, ids, block(model), range(1, len(ids)), change).double().log_softmax(dim=-1)[1:-1]
     if quantity == "kl":
         return float((base.exp() * (base - found)).sum(dim=-1).mean())
-    return float(-found[torch.arange(len(ids) - 1), list(ids[1:])].mean())
+    return float(-found[torch.arange(len(ids) - 2), list(ids[2:])].mean())
 
 
 @pytest.mark.parametrize("tokens", ["generated", "prompt"])

@@ -13,6 +13,9 @@ import mi_audit as mi
 from mi_audit.auditor import Auditor
 from mi_audit.errors import PlanError
 from mi_audit.plan.effects import EffectSpec
+from mi_audit.plan.leaks import one_source
+from mi_audit.plan.measurements import ClaimSpec, EstimateSpec, ReadSpec
+from mi_audit.plan.plan import missing_instrument
 from mi_audit.plan.steering import DoseSpec, SteerSpec, ablate_spec, steer_spec
 from mi_audit.plan.tracing import trace_body
 from mi_audit.suites.suite import suite
@@ -20,7 +23,9 @@ from tests.unit.saes import save_sae
 
 FIT = suite([{"text": f"{row} {'yes' if row % 2 else 'no'}", "label": bool(row % 2), "group": f"{row // 2}"} for row in range(40)], name="fit")
 ASKED = suite([{"text": f"asked {row}", "right": " yes", "wrong": " no", "count": row, "empty": "" if row == 3 else "x"} for row in range(8)], name="asked")
+ONE_GROUP = suite([{"text": f"one {row}", "group": "g"} for row in range(8)], name="one")
 PROBE = mi.probe("probe", method="difference_of_means", at=mi.at("resid_post", layer=1), fit=FIT["train"])
+QUESTIONS = suite([{"text": f"q {row}", "answer": " a", "other": " b"} for row in range(4)], name="questions")
 NEURONS = mi.probe("neurons", method="difference_of_means", at=mi.at("mlp.hook_post", layer=1), fit=FIT["train"])
 EFFECT = mi.effects.logit_difference("a", "b")
 
@@ -74,6 +79,7 @@ def ablate(detector=PROBE, on=ASKED, effect=EFFECT, everywhere=None, tokens="gen
         (lambda: mi.effects.log_likelihood(""), r"mi.effects.log_likelihood\(…\): name a field of the suite, not ''"),
         (lambda: mi.effects.choice("right"), "name the field of the right answer, and of one wrong answer at least"),
         (lambda: mi.effects.detector_score("probe"), r"mi.effects.detector_score\('probe'\): give a detector"),
+        (lambda: steer(on=ONE_GROUP), "all prompts of one are in one group, so that the error of a change can't be seen"),
         (lambda: mi.effects.function(3), r"mi.effects.function\(3\): give a function"),
         (lambda: mi.effects.function(max), r"mi.effects.function\(.*max.*\): its source can't be read, so that a change of it would go unseen"),
         (lambda: mi.effects.function(made(object())), "it takes token from around it, a object, a change of which would go unseen; give it numbers or texts"),
@@ -286,9 +292,27 @@ def decides_nothing(model):
     assert sweep.at(1).side_effects(on=FIT["test"]).kl() >= -1
 
 
+def no_change_of_a_share(model):
+    sweep = sweep_of(model)
+    assert sweep.at(1).side_effects(on=QUESTIONS).capability_change() >= -1
+
+
+def neutral_in_one_group(model):
+    sweep = sweep_of(model)
+    assert sweep.at(1).side_effects(on=ONE_GROUP).kl() <= 1
+
+
+def null_without_controls(model):
+    sweep = sweep_of(model, controls=False)
+    assert sweep.slope() > sweep.null.slope()
+
+
 @pytest.mark.parametrize(
     ("body", "line", "message"),
     [
+        (no_change_of_a_share, 2, r"capability_change\(\) at 1 .* >= -1` decides nothing: .*Choose a threshold strictly between -1 and 1"),
+        (neutral_in_one_group, 2, "all prompts of one are in one group"),
+        (null_without_controls, 2, "with controls=False there is no null to compare with; leave it out"),
         (another_sweep, 2, "is compared with the null of"),
         (another_quantity, 2, r"slope\(\)` is compared with the null of .*sign_reversal\(\)`; compare it with its own"),
         (another_strength, 2, r"change\(\) at 1` is compared with the null of .*change\(\) at -1`; compare it with its own"),
@@ -311,3 +335,21 @@ def test_faults_name_the_line(body, line, message):
     ((at, told),) = faults
     assert at == line, inspect.getsource(body)
     assert re.search(message, told), told
+
+
+def test_a_claim_about_the_model_that_little_changes_needs_a_handle_that_is_shown_to_move_something():
+    reads = ClaimSpec(EstimateSpec(ReadSpec(PROBE, FIT["test"]), "auroc"), ">=", 0.8)
+    little, pushes = (ClaimSpec(DoseSpec(steer(), "slope"), op, 0.1) for op in ("<=", ">="))
+    assert "tells its classes apart" in missing_instrument(little, [pushes])
+    assert "moves any effect" in missing_instrument(little, [reads])
+    assert "moves any effect" in missing_instrument(little, [reads, little]), "that it moves little elsewhere shows no handle"
+    assert missing_instrument(little, [reads, pushes]) is None and missing_instrument(pushes, [reads]) is None
+    beside = ClaimSpec(DoseSpec(steer(), "kl", 1.0, neutral=FIT["test"]), "<=", 0.1)
+    assert "moves any effect" in missing_instrument(beside, [reads])
+    scored = ClaimSpec(DoseSpec(steer(effect=mi.effects.detector_score(NEURONS)), "slope"), ">=", 0.1)
+    assert "says nothing of how the model behaves" in missing_instrument(scored, [reads, pushes])
+
+
+def test_suites_put_together_have_the_sources_of_their_parts():
+    together = mi.concat(FIT["test"], suite([{"text": f"other {row}", "label": True} for row in range(4)], name="other"), name="together")
+    assert one_source(FIT["train"], together) and not one_source(ASKED, together)
