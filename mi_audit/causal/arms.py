@@ -1,6 +1,6 @@
 """Rows of variants through the model: the effect of each on every prompt."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -41,6 +41,10 @@ class Measured:
     values: Floats
 
 
+Broken = Callable[[Measured, BaseException], None]
+"""Hears of what was measured before the passes were broken off, and by what."""
+
+
 @dataclass(frozen=True, eq=False)
 class Instrument:
     """An effect on one model. `key` is everything on which its numbers depend besides prompts and rows; None where nothing of it is kept in the cache.
@@ -52,8 +56,8 @@ class Instrument:
     fitted: Fitted | None = None
     cache: ActivationCache | None = None
 
-    def measure(self, prompts: Sequence[Asked], rows: Rows, progress: Hearer | None = None) -> Measured:
-        """The effect on every prompt of every variant.
+    def measure(self, prompts: Sequence[Asked], rows: Rows, progress: Hearer | None = None, broken: Broken | None = None) -> Measured:
+        """The effect on every prompt of every variant; where the passes are broken off, `broken` hears of the prompts that were done, if any.
 
         Raises:
             NotFiniteError: of the first variant whose logits, or what is made of them, are not finite.
@@ -65,7 +69,7 @@ class Instrument:
             known = self.cache.tensors(key)
             if known.keys() == {"unsteered", "values"} and known["values"].shape == shape and known["unsteered"].shape == shape[2:]:
                 return Measured(known["unsteered"], known["values"])
-        found = self._of_texts(prompts, rows, progress) if isinstance(self.effect, OfText) else self._of_passes(prompts, rows, progress)
+        found = self._of_texts(prompts, rows, progress) if isinstance(self.effect, OfText) else self._of_passes(prompts, rows, progress, broken)
         if key is not None and self.cache is not None:
             self.cache.put(key, {"unsteered": found.unsteered, "values": found.values})
         return found
@@ -76,15 +80,24 @@ class Instrument:
         asked: list[Json] = [[each.prompt.digest, list(each.ids), list(each.touched), each.answers, *map(str, each.prompt.fields)] for each in prompts]
         return digest_of({"experiment": dict(self.key), "rows": dict(rows.describe()), "prompts": asked, "code": _CODE})[:40]
 
-    def _of_passes(self, prompts: Sequence[Asked], rows: Rows, progress: Hearer | None) -> Measured:
+    def _of_passes(self, prompts: Sequence[Asked], rows: Rows, progress: Hearer | None, broken: Broken | None) -> Measured:
+        done, shape = 0, (rows.number, len(rows.strengths))
         unsteered, values = np.empty(len(prompts)), np.empty((rows.number * len(rows.strengths), len(prompts)))
         read_at = self.fitted.at if isinstance(self.effect, OfDetector) and self.fitted is not None else None
         with reporting(progress, len(prompts), sum(len(each.ids) for each in prompts)), holding(self.model, rows.places, read_at):
-            for number, each in enumerate(prompts):
-                unsteered[number], values[:, number] = self._of_prompt(each, rows)
-                if progress is not None:
-                    progress.advance(1, len(each.ids))
-        return Measured(unsteered, values.reshape(rows.number, len(rows.strengths), len(prompts)))
+            try:
+                for number, each in enumerate(prompts):
+                    unsteered[number], values[:, number] = self._of_prompt(each, rows)
+                    done = number + 1
+                    if progress is not None:
+                        progress.advance(1, len(each.ids))
+            except NotFiniteError:
+                raise  # the same rows without that variant will be measured
+            except BaseException as error:
+                if broken is not None and done:
+                    broken(Measured(unsteered[:done], values[:, :done].reshape(*shape, done)), error)
+                raise
+        return Measured(unsteered, values.reshape(*shape, len(prompts)))
 
     def _of_prompt(self, each: Asked, rows: Rows) -> tuple[float, Floats]:
         if isinstance(self.effect, OfDetector):

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from mi_audit.causal.arms import Instrument, written
+from mi_audit.causal.arms import Instrument, Measured, written
 from mi_audit.causal.data import ExperimentData, Layer, Written
 from mi_audit.causal.effect import OfDetector
 from mi_audit.causal.handles import Clamps, Handle, Latents, Vectors, clamps_of, vectors_of
@@ -60,12 +61,12 @@ class Maker:
         """
         handle = self._handle(spec, suite)
         instrument, title = self._instrument(spec), f"{spec.detector.name} on {suite.name}"
-        made = self._along(spec, suite, handle, instrument, title)
+        made = self._along(spec, suite, handle, instrument, title, begun)
         begun(made)
         try:
             begun(self._beside(made, instrument, title))
         except BaseException as error:
-            begun(replace(made, error="interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__))
+            begun(replace(made, error=_told(error)))
             raise
 
     def beside(self, made: ExperimentData, quantity: SideQuantity, neutral: Suite) -> tuple[Floats, Floats]:
@@ -78,21 +79,23 @@ class Maker:
                 raise
             raise DetectorError(f"{quantity} on {neutral.name} at the strength {made.strengths[error.variant]:g}, {_where(rows)}: {error}") from error
 
-    def _along(self, spec: SteerSpec, suite: Suite, handle: Handle, instrument: Instrument, title: str) -> ExperimentData:
+    def _along(
+        self, spec: SteerSpec, suite: Suite, handle: Handle, instrument: Instrument, title: str, begun: Callable[[ExperimentData], None]
+    ) -> ExperimentData:
         prompts = asked(self.model, suite.prompts, spec.tokens, handle.at, self.bench.cache)
         strengths, failed = list(spec.strengths), dict[float, str]()
         while strengths:
-            rows = _rows(spec, handle, _own(handle), tuple(strengths), self.model)
+            rows, none = _rows(spec, handle, _own(handle), tuple(strengths), self.model), np.empty(0)
+            passed = how_passed(self.model, rows.places[0])
+            blank = ExperimentData(spec, suite, handle, rows.strengths, none, none, {}, None, failed, passed, asked=prompts)
+            broken = partial(_broken_off, blank, begun)
             try:
-                found = instrument.measure(prompts, rows, self._titled(f"steering {title}"))
+                return _filled(blank, instrument.measure(prompts, rows, self._titled(f"steering {title}"), broken))
             except NotFiniteError as error:
                 if error.variant is None:  # of the model as it is
                     raise
                 strength = strengths.pop(error.variant)
                 failed[strength] = f"at the strength {strength:g}, {_where(rows)}: {error}; take smaller strengths"
-                continue
-            passed = how_passed(self.model, rows.places[0])
-            return ExperimentData(spec, suite, handle, tuple(strengths), found.unsteered, found.values[0], {}, None, failed, passed, asked=prompts)
         raise DetectorError(f"{spec}: {next(iter(failed.values()))}")
 
     def _beside(self, made: ExperimentData, instrument: Instrument, title: str) -> ExperimentData:
@@ -207,6 +210,19 @@ def _writers(model: "LoadedModel") -> tuple[At, ...]:
         except HookPointError as error:
             raise DetectorError(f"a direction can't be taken out everywhere on this model: {error}; give everywhere=False") from error
     return tuple(places)
+
+
+def _filled(blank: ExperimentData, found: Measured) -> ExperimentData:
+    """With the effect on those of its prompts, its first, that were measured."""
+    return replace(blank, suite=blank.suite.first(len(found.unsteered)), unsteered=found.unsteered, values=found.values[0])
+
+
+def _broken_off(blank: ExperimentData, begun: Callable[[ExperimentData], None], found: Measured, error: BaseException) -> None:
+    begun(replace(_filled(blank, found), error=_told(error)))
+
+
+def _told(error: BaseException) -> str:
+    return "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
 
 
 def _where(rows: Rows) -> str:

@@ -140,6 +140,10 @@ class Suite:
             first.setdefault(prompt.group, index)
         return self if len(first) == len(self) else self._derive(tuple(first.values()), "[one per group]")
 
+    def first(self, n: int) -> "Suite":
+        """The first `n` prompts, as they stand."""
+        return self if n >= len(self) else self._derive(range(n), f"[first {n}]")
+
     def head(self, n: int) -> "Suite":
         """At most `n` prompts for a partial run: the same ones each time, spread over labels, splits and groups, in the suite's order."""
         if n < 1:

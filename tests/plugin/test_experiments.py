@@ -119,9 +119,12 @@ def _numbers(bundle: Bundle, measurement: str, arm: str) -> dict[tuple[str, int,
     return {(where, draw, prompt): value for where, draw, prompt, value in zip(*columns, strict=True)}
 
 
-def test_a_run_that_was_interrupted_leaves_what_was_measured(pytester: pytest.Pytester, organism: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("calls", "prompts"), [(60, 30), (100, 40)], ids=["along the detector", "along its nulls"])
+def test_a_run_that_was_interrupted_leaves_what_was_measured(
+    pytester: pytest.Pytester, organism: Path, monkeypatch: pytest.MonkeyPatch, calls: int, prompts: int
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    pytester.makepyfile(audit_cause=LEFT)
+    pytester.makepyfile(audit_cause=LEFT.replace("calls > 100", f"calls > {calls}"))
     folder = pytester.path / "evidence"
     result = pytester.runpytest_subprocess(f"--audit-model={organism}", f"--audit-out={folder}", "--audit-format=none", "--audit-no-cache")
     done = Run(result, folder)
@@ -130,7 +133,7 @@ def test_a_run_that_was_interrupted_leaves_what_was_measured(pytester: pytest.Py
     evidence = done.bundle.run
     assert evidence.partial[-1] == "it was interrupted"
     whole, broken = sorted(evidence.experiments, key=lambda each: each.error or "")
-    assert whole.error is None and broken.error == "interrupted"
+    assert (whole.error, whole.n) == (None, 40) and (broken.error, broken.n) == ("interrupted", prompts)
     assert all(point.change is not None and not point.nulls for point in broken.points), "the dose–response was measured, its nulls were not"
 
 

@@ -130,11 +130,12 @@ def clamped(run, sae):
 
 
 def of_little(run):
-    """Nothing is claimed but that the detector reads, and that the model's predictions change little when it is steered."""
-    little = run.claims[KL].model_copy(update={"about": "model"})
-    audits = tuple(each.model_copy(update={"about": "model", "claims": (little.id,)}) if little.id in each.claims else each for each in run.audits)
-    reads = tuple(claim for claim in run.claims if claim.audit == run.claims[0].audit)
-    return run.model_copy(update={"claims": (*reads, little), "audits": audits})
+    """Nothing is claimed of experiments but that the model's predictions change little."""
+    made, little = {each.id for each in run.experiments}, run.claims[KL].model_copy(update={"about": "model"})
+    claims = (*(claim for claim in run.claims if claim.reading not in made), little)
+    kept = {claim.id for claim in claims}
+    audits = tuple(each.model_copy(update={"claims": tuple(claim for claim in each.claims if claim in kept)}) for each in run.audits)
+    return run.model_copy(update={"claims": claims, "audits": audits})
 
 
 def raised(run):

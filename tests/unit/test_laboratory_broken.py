@@ -99,7 +99,17 @@ def test_what_is_broken_off_in_the_nulls_keeps_its_dose_response(error, reason, 
     for asks in (lambda: lab.experiment(spec), lambda: lab.estimate(DoseSpec(spec, "slope")), lambda: lab.estimate(DoseSpec(spec, "kl", 1.5, neutral=NEUTRAL))):
         with pytest.raises(DetectorError, match=f"asked steered along probe, function.*: {reason}"):
             asks()
-    CALLS["left"] = 3
+    CALLS["left"] = 7  # at the fourth prompt
+    lab = laboratory(model)
+    with pytest.raises(error):
+        lab.experiment(spec)
+    made = lab.begun[spec]
+    assert made.error == reason and not made.nulls and made.suite.ids() == ASKED.ids()[:3]
+    np.testing.assert_array_equal(made.values, whole.values[:, :3])
+    np.testing.assert_array_equal(made.unsteered, whole.unsteered[:3])
+    with pytest.raises(DetectorError, match=reason):
+        lab.estimate(DoseSpec(spec, "slope"))
+    CALLS["left"] = 1
     lab = laboratory(model)
     with pytest.raises(error):
         lab.experiment(spec)
