@@ -5,7 +5,7 @@ import pytest
 from mi_audit.errors import EvidenceError
 from mi_audit.evidence.saes import SaeRecord
 from mi_audit.reporting import html
-from tests.unit import bundles
+from tests.unit import bundles, bundles_dose
 
 SAE = SaeRecord(
     name="resid_15",
@@ -57,6 +57,15 @@ def test_the_report_says_what_the_sae_is_worth(tmp_path):
     assert "at least 73.1 % is shown, 50 % is asked for" in text
     assert "recovers 95.9 % of the predictive loss" in text and "700 latents never fired" in text
     assert "Latents of a sparse autoencoder" in text
+    steered = bundles_dose.experiments()[2]
+    of_latents = {"detectors": "kind", "readings": "sae", "experiments": "sae"}
+    parts = {
+        part: tuple(each.model_copy(update={name: "latent" if name == "kind" else SAE}) for each in getattr(steered.run, part))
+        for part, name in of_latents.items()
+    }
+    steered.run = steered.run.model_copy(update=parts)
+    shown = html.render(steered.write(tmp_path / "steered"))
+    assert shown.count("Sparse autoencoder <bdi>resid_15</bdi>") == len(steered.run.readings) + len(steered.run.experiments)
     transcoder = html.render(with_latents(SAE.model_copy(update={"reconstructs": "mlp_out at layer 15"})).write(tmp_path / "transcoder"))
     assert "at <bdi>mlp_out at layer 15</bdi>, which it makes from what is read, on 128" in transcoder.replace("&nbsp;", " ").replace("\u00a0", " ")
 
