@@ -93,8 +93,9 @@ class Auditor:
             tokens: which tokens are touched: "generated" (the prompt's last, from which the first generated token is predicted, and each that is generated),
                 "prompt" (its tokens without attention sinks), "all" (both), `mi.span(…)` or `mi.last_of(…)`.
             profile: depths from 0 to 1 at which the same is done for the report, to show where the handle works; no claim rests on it. Not of latents.
-            controls: whether the same is done with nothing to find: along directions that are refitted on shuffled labels, or drawn with the covariance of the
-                activations, all as long as the detector's; with other latents that fire as often. Without them no claim of an effect passes.
+            controls: whether the same is done with nothing to find: along directions that are refitted on shuffled labels, drawn with the covariance of the
+                activations or, for a direction that was found elsewhere, isotropic ones, all as long as the detector's; with other latents that fire as often.
+                Without them no claim of an effect passes.
 
         Raises:
             PlanError: an argument is of the wrong kind or of no use; the suite is empty, repeats a prompt across groups, turns the positive class round, lacks

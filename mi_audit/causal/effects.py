@@ -19,6 +19,7 @@ def mi_audit_effects() -> Mapping[str, EffectMaker]:
     return {
         "logit_difference": _logit_difference,
         "probability": _probability,
+        "log_odds": _log_odds,
         "log_likelihood": _log_likelihood,
         "choice": _choice,
         "refuses": _refuses,
@@ -38,6 +39,19 @@ def _logit_difference(spec: EffectSpec, tokenize: Tokenize) -> Effect:
 def _probability(spec: EffectSpec, tokenize: Tokenize) -> Effect:
     answers = _first_tokens(spec, "answers", tokenize)
     return OfLogits(_first, lambda logits, _: (logits[:, 0, answers].logsumexp(dim=-1) - logits[:, 0].logsumexp(dim=-1)).exp(), _only)
+
+
+def _log_odds(spec: EffectSpec, tokenize: Tokenize) -> Effect:
+    answers = _first_tokens(spec, "answers", tokenize)
+
+    def part(logits_RKV: "Tensor", ids: tuple[int, ...]) -> "Tensor":
+        import torch
+
+        others = torch.ones(logits_RKV.shape[-1], dtype=torch.bool, device=logits_RKV.device)
+        others[answers] = False
+        return logits_RKV[:, 0, answers].logsumexp(dim=-1) - logits_RKV[:, 0, others].logsumexp(dim=-1)
+
+    return OfLogits(_first, part, _only)
 
 
 def _log_likelihood(spec: EffectSpec, tokenize: Tokenize) -> Effect:

@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from mi_audit.detectors.controls import RANDOM, SHUFFLED, random_directions, stream
+from mi_audit.detectors.controls import ISOTROPIC, RANDOM, SHUFFLED, random_directions, stream
 from mi_audit.detectors.latents import RANDOM_LATENTS, LearnedLatents
 from mi_audit.detectors.learned import LearnedDirection, LearnedProbe, labels_of
 from mi_audit.errors import DetectorError
@@ -57,7 +57,8 @@ def vectors_of(spec: SteerSpec, learned: LearnedProbe | LearnedDirection, acts: 
     """The vectors of a fitted detector or of a direction.
 
     Of the nulls of a fitted detector there are as many draws as alpha needs: its own method on shuffled labels, and directions with the covariance of the
-    fitted activations within the classes. A direction that was found elsewhere has the latter, of the activations `acts` [n, width] of the prompts steered.
+    fitted activations within the classes. A direction that was found elsewhere has the latter, of the activations `acts` [n, width] of the prompts steered; and
+    isotropic ones, since nothing says that it lies where these activations vary: along the others a model may well do more than where they do.
 
     Raises:
         DetectorError: a fitted detector that does not put its positives above its negatives, so that nothing says where its vector points to.
@@ -71,7 +72,8 @@ def vectors_of(spec: SteerSpec, learned: LearnedProbe | LearnedDirection, acts: 
     elif spec.controls and isinstance(learned, LearnedDirection) and acts is not None:
         none = np.zeros(len(acts), dtype=np.bool_)
         found = random_directions(acts, none, learned.as_directions, draws, stream(seed, RANDOM, spec.digest))
-        nulls = {RANDOM: found.weights}
+        isotropic = stream(seed, ISOTROPIC, spec.digest).standard_normal((draws, len(own)))
+        nulls = {RANDOM: found.weights, ISOTROPIC: isotropic}
     length = np.linalg.norm(own)
     return Vectors(at, own, {name: _long(vectors, float(length)) for name, vectors in nulls.items()})
 

@@ -11,6 +11,7 @@ from mi_audit.stats.checks import Bools, Floats
 
 SHUFFLED: Final = "shuffled labels"
 RANDOM: Final = "random directions"
+ISOTROPIC: Final = "isotropic directions"
 
 LEAST_DRAWS: Final = 99
 

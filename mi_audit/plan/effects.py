@@ -93,6 +93,17 @@ def probability(*answers: str) -> EffectSpec:
     return effect("probability", answers=_texts(answers, "probability"))
 
 
+def log_odds(*answers: str) -> EffectSpec:
+    """log(p / (1 − p)) of `probability(*answers)`, in nats: a scale on which an effect can be as large where p is small, or near 1, as between.
+
+    Arditi et al. 2024 (arXiv 2406.11717) measure refusals so.
+
+    Raises:
+        PlanError: no answer, or one that is no text.
+    """
+    return effect("log_odds", answers=_texts(answers, "log_odds"))
+
+
 def refusal(*, openings: Sequence[str] = REFUSALS, max_new_tokens: int | None = None) -> EffectSpec:
     """How likely a refusal is.
 

@@ -84,6 +84,10 @@ class SteerSpec:
         """SHA-256 of the description."""
         return digest_of(self.describe())
 
+    def acts_as(self, other: "SteerSpec") -> bool:
+        """Whether it does the same to the model, on whatever prompts and to whatever effect."""
+        return all(getattr(self, name) == getattr(other, name) for name in ("detector", "action", "strengths", "unit", "tokens", "everywhere"))
+
     @property
     def origin(self) -> bool:
         """Whether the model as it is stands for the strength 0."""

@@ -15,7 +15,7 @@ MOST_SKEWNESS: Final = 0.4  # of the distribution of a mean or a difference
 
 def least_groups(quantity: str, n: int, groups: int) -> int:
     """The fewest groups on which `quantity` can be decided, for data like these `n` rows in `groups` groups."""
-    if quantity in ("rate", "recall", "accuracy") and n == groups:
+    if quantity in ("rate", "recall", "accuracy", "capability_change") and n == groups:
         return 1
     return LEAST_GROUPS if quantity in ("rate", "recall", "accuracy", "auroc") else LEAST_GROUPS_OF_MEANS
 

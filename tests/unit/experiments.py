@@ -113,6 +113,7 @@ READER = mi.probe("reader", method="difference_of_means", at=mi.at("resid_post",
 KINDS = {
     "logit_difference": EFFECTS.logit_difference(("a", "b", "ab"), "c"),
     "probability": EFFECTS.probability("a", "bc"),
+    "log_odds": EFFECTS.log_odds("a", "bc"),
     "log_likelihood": EFFECTS.log_likelihood("right"),
     "choice": EFFECTS.choice("right", "wrong", "other"),
     "detector_score": EFFECTS.detector_score(READER),

@@ -5,6 +5,7 @@ from math import exp
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 import mi_audit as mi
 from mi_audit.causal import refusals
@@ -70,6 +71,7 @@ def plain(model, name, prompt, tokens, modules, change):
     return {
         "logit_difference": float(torch.log(p[a] + p[b]) - torch.log(p[c])),
         "probability": float(p[a] + p[b]),
+        "log_odds": float(torch.log(p[a] + p[b]) - torch.log1p(-p[a] - p[b])),
         "function": float(first[7]) * len(prompt.text),
     }[name]
 
@@ -131,6 +133,23 @@ def test_units_and_nulls(detector, unit, model):
         signs = np.linalg.lstsq(pairs.T, found.handle.nulls["shuffled labels"].T, rcond=None)[0]
         np.testing.assert_allclose(np.abs(signs), np.abs(signs).max(axis=0, keepdims=True).repeat(len(pairs), axis=0), rtol=0.02)
         assert len({tuple(row > 0) for row in signs.T}) > DRAWS // 2
+
+
+def test_a_direction_that_was_found_elsewhere_is_held_against_the_prompts_covariance_and_against_all_of_space(tmp_path, model):
+    vector = np.random.default_rng(0).standard_normal(32)
+    save_file({"direction": vector}, tmp_path / "elsewhere.safetensors")
+    elsewhere = mi.direction("elsewhere", tmp_path / "elsewhere.safetensors", at=mi.at("resid_post", layer=LAYER))
+    found = laboratory(model).experiment(steer(elsewhere, controls=True))
+    nulls = found.handle.nulls
+    assert nulls.keys() == found.nulls.keys() == {"random directions", "isotropic directions"}
+    acts = torch.stack([heard(model.hf, ids_of(model, each.text), LAYER)[-1] for each in ASKED]).double().numpy()
+    within = np.linalg.svd(acts - acts.mean(axis=0), full_matrices=False)[2][: len(ASKED) - 1]
+    share = {name: np.square(draws @ within.T).sum(axis=1) / np.square(draws).sum(axis=1) for name, draws in nulls.items()}
+    np.testing.assert_allclose(share["random directions"], 1.0, rtol=1e-4)
+    assert abs(share["isotropic directions"].mean() - len(within) / 32) < 0.05
+    for draws in nulls.values():
+        assert draws.shape == (DRAWS, 32)
+        np.testing.assert_allclose(np.linalg.norm(draws, axis=1), np.linalg.norm(vector), rtol=1e-9)
 
 
 def test_a_script_makes_claims_of_experiments(tmp_path, model):

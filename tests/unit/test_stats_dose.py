@@ -219,3 +219,28 @@ def test_side_effects_are_means_with_names_of_their_own():
     assert "no data could fail" in vacuous("kl", ">=", 0.0) and "no data could pass" in vacuous("kl", "<=", 0.0)
     assert vacuous("kl", "<=", 0.1) is vacuous("loss_change", "<=", 0.0) is None
     assert size("change", ">", 0.0, expected=0.5) == size("mean", ">", 0.0, expected=0.5)
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0.0, 0.0), (0.02, 0.0), (0.0, 0.05), (0.05, 0.05), (0.2, 0.02), (0.3, 0.3), (0.8, 0.1)])
+@pytest.mark.parametrize("n", [12, 40])
+def test_bounds_of_a_change_of_capability_are_wrong_at_most_alpha_of_the_time(n, lost, gained):
+    """Exactly: over every number of questions lost and gained, with its multinomial probability."""
+    truth, below, above = gained - lost, 0.0, 0.0
+    for falls in range(n + 1):
+        for rises in range(n + 1 - falls):
+            chance = float(stats.multinomial.pmf([falls, rises, n - falls - rises], n, [lost, gained, 1.0 - lost - gained]))
+            if chance < 1e-12:
+                continue
+            found = side_effect("capability_change", np.repeat([-1.0, 1.0, 0.0], [falls, rises, n - falls - rises]), np.arange(n), alpha=0.025)
+            below += chance * (found.low > truth)
+            above += chance * (found.high < truth)
+    assert below <= 0.025 and above <= 0.025
+
+
+def test_a_change_that_loses_no_answer_can_be_shown_to_do_no_harm():
+    none = side_effect("capability_change", np.zeros(40), np.arange(40))
+    assert none.low == pytest.approx(-(1.0 - 0.025 ** (1 / 40))) and decide(none, ">=", -0.1).verdict is Verdict.PASS
+    assert decide(side_effect("capability_change", np.array([-1.0] + [0.0] * 39), np.arange(40)), ">=", -0.1).verdict is Verdict.INCONCLUSIVE
+    assert decide(side_effect("capability_change", np.array([-1.0] * 20 + [0.0] * 20), np.arange(40)), ">=", -0.1).verdict is Verdict.FAIL
+    with pytest.raises(StatisticsError, match="between -1 and 1, got 3"):
+        side_effect("capability_change", np.array([0.0, 3.0]), np.arange(2))
