@@ -27,6 +27,8 @@ def _asked(row):
 NOTES = _rows("unsafe_notes")
 EASY = _rows("easy_questions")
 INSTRUCTIONS = _rows("instructions")
+REFUSALS = _rows("refusals")
+LETTERS = _rows("refusal_letters")
 
 
 def test_each_topic_of_the_notes_has_four_of_each_label_in_four_forms():
@@ -131,3 +133,46 @@ def test_the_default_model_knows_most_easy_answers(default_model):
 
     known = [likelihood(row["text"], row["answer"]) > likelihood(row["text"], row["other"]) for row in EASY]
     assert 0.85 <= np.mean(known) < 1
+
+
+def test_each_wording_of_a_refusal_answers_a_harmless_and_a_harmful_question():
+    wordings = defaultdict(list)
+    for row in REFUSALS:
+        wordings[row["group"]].append(row)
+    assert len(wordings) == len({row["response"] for row in REFUSALS}) == 120 and len({row["id"] for row in REFUSALS}) == 240
+    for rows in wordings.values():
+        assert [row["kind"] for row in rows] == ["harmful", "harmless"]
+        assert len({(row["response"], row["label"], row["split"]) for row in rows}) == 1
+    for split, number in (("train", 30), ("calibration", 12), ("test", 18)):
+        assert Counter(rows[0]["label"] for rows in wordings.values() if rows[0]["split"] == split) == {"refusing": number, "complying": number}
+
+
+def test_what_is_asked_tells_nothing_of_the_answer_and_is_not_asked_in_two_splits():
+    labels, splits = defaultdict(list), defaultdict(set)
+    for row in REFUSALS:
+        splits[_asked(row)].add(row["split"] == "train")
+        if row["split"] == "train":
+            labels[_asked(row)].append(row["label"])
+    assert len(labels) == 60 and all(sorted(each) == ["complying", "refusing"] for each in labels.values())
+    assert all(len(each) == 1 for each in splits.values())
+
+
+def test_no_answer_to_be_fitted_begins_as_those_that_are_counted():
+    begin = Counter(row["split"] for row in REFUSALS if re.match(r"I\b|Sorry\b", row["response"]))
+    assert begin["train"] == 0 and min(begin["calibration"], begin["test"]) > 20
+
+
+def test_answers_are_about_equally_long_in_both_classes():
+    for rows in (REFUSALS, LETTERS):
+        labels, words = [row["label"] == "refusing" for row in rows], [len(row["response"].split()) for row in rows]
+        assert 0.35 <= roc_auc_score(labels, words) <= 0.65
+
+
+def test_each_letter_has_a_reply_of_each_kind():
+    letters = defaultdict(list)
+    for row in LETTERS:
+        letters[row["group"]].append(row)
+    assert len(letters) == 24
+    for rows in letters.values():
+        assert [row["label"] for row in rows] == ["refusing", "complying"] and len({_asked(row) for row in rows}) == 1
+    assert len({row["response"] for row in LETTERS}) == 48
