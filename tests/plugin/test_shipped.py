@@ -86,7 +86,7 @@ def test_every_claim_of_an_experiment_follows_from_the_samples(bundle):
 def _by_condition(bundle, measurement, arm):
     """[draws, prompts] at each strength, and as it is."""
     table = bundle.samples(arm=arm, measurement=measurement)
-    conditions, values, prompts = (np.array(table[name].to_pylist()) for name in ("condition", "value", "prompt_id"))
+    conditions, values, prompts = (np.array(table[name].to_pylist()) for name in ("condition", "value", "prompt"))
     return {each: values[conditions == each].reshape(-1, len(set(prompts))) for each in set(conditions)}
 
 
