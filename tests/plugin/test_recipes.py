@@ -16,7 +16,7 @@ def test_sql_latents(tmp_path):
 
     folder, committed = audits_dir() / "sql", json.loads((audits_dir() / "sql" / "expected.json").read_text())
     assert committed["model"] == DEFAULT_MODEL
-    run_pytest([str(folder), f"--audit-model={DEFAULT_MODEL}", f"--audit-out={tmp_path / 'evidence'}", "--audit-format=none"], root=folder)
+    run_pytest([str(folder / "audit_sql.py"), f"--audit-model={DEFAULT_MODEL}", f"--audit-out={tmp_path / 'evidence'}", "--audit-format=none"], root=folder)
     run = store.read(tmp_path / "evidence").run
     assert {audit.function: str(audit.verdict) for audit in run.audits} == committed["verdicts"]
     (attribution,) = [reading.attribution for reading in run.readings if reading.attribution is not None]
