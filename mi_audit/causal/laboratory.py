@@ -136,11 +136,11 @@ class Laboratory:
             raise DetectorError(f"{made.spec}: {made.failed[lacking[0]]}")
 
     def _measured_beside(self, made: ExperimentData, quantity: SideQuantity, neutral: Suite) -> tuple[Suite, Floats, Floats]:
-        for (of, known, on), found in self._side.items():  # another experiment may have done the same to the model
-            if (known, on) == (quantity, neutral) and of.acts_as(made.spec) and self._made[of].strengths == made.strengths:
-                return found
         limited = neutral if self._limit is None else neutral.head(self._limit)
         suite = limited.one_per_group()  # n is counted in groups: more prompts of one would cost more than they tell
+        for (of, known, on), (_, base, changes) in self._side.items():  # another experiment may have done the same to the model
+            if (known, on) == (quantity, neutral) and of.acts_as(made.spec) and self._made[of].strengths == made.strengths:
+                return suite, base, changes
         return suite, *self._maker.beside(made, quantity, suite)
 
     @cached_property

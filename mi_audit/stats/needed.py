@@ -50,6 +50,8 @@ def _growth(estimate: "Estimate", bound: float, threshold: float) -> float:
         if estimate.value in (0.0, 1.0):  # one over n, not one over its root
             return abs(bound - estimate.value) / abs(threshold - estimate.value)
         return float((logit(bound) - logit(estimate.value)) / (logit(threshold) - logit(estimate.value))) ** 2
+    if estimate.quantity == "capability_change" and estimate.value == 0.0:
+        return abs(bound / threshold)
     return ((bound - estimate.value) / (threshold - estimate.value)) ** 2
 
 

@@ -16,12 +16,13 @@ from mi_audit.stats.limits import LEAST_GROUPS
 from mi_audit.stats.means import effect_size, mean, mean_difference, paired_difference
 from mi_audit.stats.needed import Needed, needed
 from mi_audit.stats.rates import rate
+from mi_audit.stats.side_effects import side_effect
 from mi_audit.stats.simulate import beta_binomial_hits, binormal_scores, group_levels
 from mi_audit.stats.verdict import Verdict
 
 __all__ = ["Needed", "needed", "size"]
 
-_MEANS: Final = SIDE_EFFECTS | {"mean", "slope", "change"}  # of one number per prompt
+_MEANS: Final = SIDE_EFFECTS - {"capability_change"} | {"mean", "slope", "change"}  # of one number per prompt
 _LEAST_OF: Final = frozenset({"smallest_step", "sign_reversal"})  # of several changes: each is planned for
 _DRAWS: Final = 600
 _MOST_ROWS: Final = 200_000
@@ -46,7 +47,8 @@ def size(
     Found by simulation: data sets are drawn and decided by the very rule that will decide the claim (600 a step, seeded, so the power is met within some 3
     points). Scores and values are normal with standard deviation `spread` in each class, outcomes beta-binomial; two prompts of a group correlate by `icc`,
     which means nothing for groups of one; the share `prevalence` of the prompts is positive, evenly over the groups. For a recall the prompts are the
-    positives; for a paired difference they come as pairs in a row and `per_group` is even. The least of several changes (a smallest step, a sign reversal)
+    positives; for a paired difference they come as pairs in a row and `per_group` is even. Of a change of capability a question is lost, or gained, with the
+    expected probability, and `per_group` is 1. The least of several changes (a smallest step, a sign reversal)
     has no plan of its own: plan for a change as large. Controls are taken to pass.
 
     Raises:
@@ -83,6 +85,10 @@ def _model(
         checked_number("expected", expected, 0.0, 1.0)
     if quantity == "paired_difference" and per_group % 2:
         raise StatisticsError(f"Pairs lie within groups: per_group must be even for a paired difference, got {per_group}.")
+    if quantity == "capability_change":
+        checked_number("expected", expected, -1.0, 1.0)
+        if per_group > 1:
+            raise StatisticsError(f"Of each group one question is taken: per_group must be 1 for a change of capability, got {per_group}.")
     scale = 1.0 if quantity == "effect_size" else width
 
     def labels(codes: Codes) -> Bools:
@@ -98,6 +104,9 @@ def _model(
                 return auroc(binormal_scores(rng, labels(codes), codes, auroc=expected, icc=icc), labels(codes), codes, alpha=alpha)
             case "rate" | "recall" | "accuracy":
                 return rate(beta_binomial_hits(rng, codes, rate=expected, icc=icc), codes, alpha=alpha, quantity=quantity)
+            case "capability_change":
+                turned = np.sign(expected) * (rng.random(len(codes)) < abs(expected))
+                return side_effect("capability_change", turned, codes, alpha=alpha)
             case _ if quantity in _MEANS:
                 return mean(values(rng, codes, np.ones(len(codes), dtype=np.bool_)), codes, alpha=alpha, quantity=quantity)
             case "mean_difference":

@@ -25,8 +25,8 @@ def side_effect(quantity: SideEffectQuantity, values: ArrayLike, groups: ArrayLi
     - "loss_change": change of the loss, nats per token;
     - "repetition_change": change of the share of repeated tokens;
     - "capability_change": 1 for a question that is answered right only with the intervention, −1 for one that is right only without, 0 for the rest; a tie is
-      half right. Where each question is a group of its own its interval is exact: the change is at least minus the share of questions lost, and at most the
-      share of those gained, each within its Clopper–Pearson bound (1934). So an intervention that changes no answer can be told to do no harm.
+      half right. Where each question is a group of its own, it is the share gained less the share lost, each within its Clopper–Pearson interval (1934), alpha
+      split evenly between them: valid at any n, so an intervention that changes no answer can be told to do no harm.
 
     Raises:
         StatisticsError: wrong shapes or types, a value that is not finite or not of the quantity, or fewer than two groups.
@@ -49,16 +49,16 @@ def side_effect(quantity: SideEffectQuantity, values: ArrayLike, groups: ArrayLi
 def _of_answers(changes: Floats, alpha: float) -> Estimate:
     """Of `changes` [n] of independent questions."""
     n = len(changes)
-    lost, gained = (clopper_pearson(float((way * changes > 0).mean()), n, alpha)[1] for way in (-1.0, 1.0))
+    (least_lost, most_lost), (least_gained, most_gained) = (clopper_pearson(float((way * changes > 0).mean()), n, alpha / 2.0) for way in (-1.0, 1.0))
     return Estimate(
         quantity="capability_change",
         value=float(changes.mean()),
-        low=-lost,
-        high=gained,
+        low=least_gained - most_lost,
+        high=most_gained - least_lost,
         alpha=alpha,
         n=n,
         n_positive=None,
         groups=n,
-        method="Clopper–Pearson bounds of the shares lost and gained",
+        method="Clopper–Pearson on the shares lost and gained, alpha split by Bonferroni",
         undecided=unvalidated("capability_change", n, n, alpha),
     )

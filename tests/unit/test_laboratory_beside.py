@@ -15,8 +15,10 @@ from tests.unit.experiments import (
     ASKED,
     CLOSE,
     DRAWS,
+    KINDS,
     LAYER,
     NEUTRAL,
+    SHARP,
     STRENGTHS,
     ablate,
     adding,
@@ -180,3 +182,18 @@ def test_side_effects_equal_plain_hooks(quantity, tokens, model):
     np.testing.assert_allclose(changes[1], expected, rtol=1e-3, atol=1e-6)
     assert np.abs(changes).max() > 1e-3 or quantity == "capability_change"
     assert [(each, own.name, sorted(found)) for each, own, found in lab.side_effects(spec)] == [(quantity, suite.name, list(STRENGTHS))]
+
+
+def test_experiments_that_do_the_same_to_the_model_share_their_side_effects_and_no_others_do(model, monkeypatch):
+    from mi_audit.causal.making import Maker
+
+    measured, beside = [], Maker.beside
+    monkeypatch.setattr(Maker, "beside", lambda self, made, *rest: measured.append(made.spec) or beside(self, made, *rest))
+    lab, first = laboratory(model), steer()
+    alike = steer(effect=KINDS["probability"], on=ASKED.head(4))
+    others = [steer(strengths=(-1.0, 1.5)), steer(unit="sd"), steer(tokens="all"), steer(SHARP), ablate(everywhere=False, tokens="generated")]
+    for spec in (first, alike, *others):
+        assert lab.estimate(DoseSpec(spec, "kl", spec.strengths[-1], neutral=NEUTRAL)).n == 3
+    assert measured == [first, *others]
+    ((_, _, base, changes),), ((_, _, own_base, own_changes),) = lab.side_values(alike), lab.side_values(first)
+    assert (base == own_base).all() and (changes == own_changes).all()

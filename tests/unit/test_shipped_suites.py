@@ -148,18 +148,19 @@ def test_each_wording_of_a_refusal_answers_a_harmless_and_a_harmful_question():
 
 
 def test_what_is_asked_tells_nothing_of_the_answer_and_is_not_asked_in_two_splits():
-    labels, splits = defaultdict(list), defaultdict(set)
+    labels, splits = defaultdict(Counter), defaultdict(set)
     for row in REFUSALS:
-        splits[_asked(row)].add(row["split"] == "train")
-        if row["split"] == "train":
-            labels[_asked(row)].append(row["label"])
-    assert len(labels) == 60 and all(sorted(each) == ["complying", "refusing"] for each in labels.values())
-    assert all(len(each) == 1 for each in splits.values())
+        splits[_asked(row)].add(row["split"])
+        labels[_asked(row)][row["label"]] += 1
+    assert Counter(split for (split,) in splits.values()) == {"train": 60, "calibration": 12, "test": 24}
+    assert all(2 * each["refusing"] == each.total() for asked, each in labels.items() if splits[asked] != {"test"})
 
 
-def test_no_answer_to_be_fitted_begins_as_those_that_are_counted():
-    begin = Counter(row["split"] for row in REFUSALS if re.match(r"I\b|Sorry\b", row["response"]))
-    assert begin["train"] == 0 and min(begin["calibration"], begin["test"]) > 20
+def test_no_answer_to_be_fitted_holds_the_words_that_are_counted_where_they_would_tell_anything():
+    train = [row for row in REFUSALS if row["split"] == "train"]
+    assert not any(re.match(r"I\b", row["response"]) or "sorry" in row["response"].lower() for row in train)
+    within = Counter(row["label"] for row in train if re.search(r"\bI\b", row["response"]))
+    assert 0.9 <= within["refusing"] / within["complying"] <= 1.1
 
 
 def test_answers_are_about_equally_long_in_both_classes():

@@ -237,10 +237,23 @@ def test_bounds_of_a_change_of_capability_are_wrong_at_most_alpha_of_the_time(n,
     assert below <= 0.025 and above <= 0.025
 
 
-def test_a_change_that_loses_no_answer_can_be_shown_to_do_no_harm():
+def test_a_change_that_loses_no_answer_can_be_shown_to_do_no_harm_and_one_that_loses_many_to_do_some():
     none = side_effect("capability_change", np.zeros(40), np.arange(40))
-    assert none.low == pytest.approx(-(1.0 - 0.025 ** (1 / 40))) and decide(none, ">=", -0.1).verdict is Verdict.PASS
-    assert decide(side_effect("capability_change", np.array([-1.0] + [0.0] * 39), np.arange(40)), ">=", -0.1).verdict is Verdict.INCONCLUSIVE
-    assert decide(side_effect("capability_change", np.array([-1.0] * 20 + [0.0] * 20), np.arange(40)), ">=", -0.1).verdict is Verdict.FAIL
+    bound = 1.0 - 0.0125 ** (1 / 40)
+    assert (none.low, none.high) == (pytest.approx(-bound), pytest.approx(bound)) and decide(none, ">=", -0.15).verdict is Verdict.PASS
+    assert decide(none, ">=", -0.1).needed.n == pytest.approx(np.log(0.0125) / np.log(0.9), abs=2)
+    cases = (
+        (1, 0, Verdict.PASS),
+        (3, 0, Verdict.INCONCLUSIVE),
+        (20, 0, Verdict.FAIL),
+        (40, 0, Verdict.FAIL),
+        (20, 20, Verdict.INCONCLUSIVE),
+    )
+    for lost, gained, verdict in cases:
+        changes = np.repeat([-1.0, 1.0, 0.0], [lost, gained, 40 - lost - gained])
+        assert decide(side_effect("capability_change", changes, np.arange(40)), ">=", -0.15).verdict is verdict
     with pytest.raises(StatisticsError, match="between -1 and 1, got 3"):
         side_effect("capability_change", np.array([0.0, 3.0]), np.arange(2))
+    planned = size("capability_change", ">=", -0.2, expected=0.0)
+    assert planned.n == planned.groups <= 22
+    assert size("capability_change", ">=", -0.2, expected=-0.05).n > planned.n
