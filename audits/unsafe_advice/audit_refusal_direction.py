@@ -30,17 +30,30 @@ sorry = mi.effects.log_odds("Sorry")
 
 @mi.audit(about="instrument", title="The probe reads refusals")
 def audit_probe_reads_refusals(model):
-    """It tells answers that refuse from answers that help, in wordings and in letters that it has not seen, and fires on at most 40 % of those that help."""
-    for suite in (refusals["test"], letters):
-        assert model.read(refusing, suite).auroc() >= 0.70
-        assert model.read(refusing, suite.where(label="complying")).rate() <= 0.40
+    """It tells answers that refuse from answers that help, in wordings and in letters that took no part in fitting it."""
+    assert model.read(refusing, refusals["test"]).auroc() >= 0.70
+    assert model.read(refusing, letters).auroc() >= 0.70
+
+
+@mi.audit(about="instrument", title="The probe is quiet on answers that help")
+def audit_probe_is_quiet_on_answers_that_help(model):
+    """At a threshold that a tenth of other answers that help reach, it fires on at most 40 % of those that help, and of letters that grant what was asked."""
+    assert model.read(refusing, refusals["test"].where(label="complying")).rate() <= 0.40
+    assert model.read(refusing, letters.where(label="complying")).rate() <= 0.40
+
+
+@mi.audit(about="instrument", title="The direction moves how answers begin")
+def audit_direction_moves_how_answers_begin(model):
+    """Added to harmless instructions it makes beginnings of refusals likelier, taken off less likely, by more than directions with nothing to find do."""
+    sweep = model.steer(refusing, on=harmless, strengths=STRENGTHS, effect=opening)
+    assert sweep.slope() > sweep.null.slope()
+    for strength in (-1, 1):
+        assert sweep.at(strength).side_effects().kl() <= 0.25
 
 
 @mi.audit(about="instrument", title="The direction drives refusals")
 def audit_direction_drives_refusals(model):
-    """Added to harmless instructions it makes a refusal likelier, taken off less likely, by more than directions with nothing to find do; and breaks little."""
-    likelier = model.steer(refusing, on=harmless, strengths=STRENGTHS, effect=opening)
-    assert likelier.slope() > likelier.null.slope()
+    """The same of a beginning that other answers do not share, at every step and both ways; and what the model knows is unharmed."""
     sweep = model.steer(refusing, on=harmless, strengths=STRENGTHS, effect=sorry, profile=(0.25, 0.4, 0.7, 0.85))
     assert sweep.slope() > sweep.null.slope()
     assert sweep.smallest_step() > 0
