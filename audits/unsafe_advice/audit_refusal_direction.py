@@ -54,7 +54,7 @@ def audit_direction_moves_how_answers_begin(model):
 @mi.audit(about="instrument", title="The direction drives refusals")
 def audit_direction_drives_refusals(model):
     """The same of a beginning that other answers do not share, at every step and both ways; and what the model knows is unharmed."""
-    sweep = model.steer(refusing, on=harmless, strengths=STRENGTHS, effect=sorry, profile=(0.25, 0.4, 0.7, 0.85))
+    sweep = model.steer(refusing, on=harmless, strengths=STRENGTHS, effect=sorry, profile=(0.4, 0.7))
     assert sweep.slope() > sweep.null.slope()
     assert sweep.smallest_step() > 0
     assert sweep.sign_reversal() > 0

@@ -1,6 +1,10 @@
-"""The shipped audits on the default model, once: the committed verdicts, evidence that gives every claim again, a report that renders again."""
+"""The shipped audits on the default model, once: the committed verdicts, evidence that gives every claim again, a report that renders again.
+
+A run and all that is held against it is one test, so that no two processes make the same run; audits with experiments, which take longest, have their own.
+"""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -11,33 +15,61 @@ from mi_audit.config import DEFAULT_MODEL
 from mi_audit.evidence import store
 from mi_audit.evidence.experiments import AS_IT_IS, condition
 from mi_audit.reporting.html import render
-from mi_audit.shipped import audits_dir
+from mi_audit.shipped import audits_dir, shipped_audits
 from mi_audit.stats.auroc import auroc
 from mi_audit.stats.rates import rate
 
 pytestmark = pytest.mark.real_model
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
+PATHS = [path for path in shipped_audits() if path.relative_to(audits_dir()).parts[0] in PACKS]
+EXPERIMENTS = [path for path in PATHS if "model.steer(" in path.read_text(encoding="utf-8")]
+
+
+def test_readings(tmp_path):
+    bundle = bundle_of([path for path in PATHS if path not in EXPERIMENTS], tmp_path / "evidence")
+    claims_follow_from_the_samples(bundle)
+    assert render(bundle.directory) == (bundle.directory / store.REPORT).read_text(encoding="utf-8")
+
+
+def test_experiments(tmp_path):
+    bundle = bundle_of(EXPERIMENTS, tmp_path / "evidence")
+    claims_follow_from_the_samples(bundle)
+    claims_of_experiments_follow_from_the_samples(bundle)
+    assert render(bundle.directory) == (bundle.directory / store.REPORT).read_text(encoding="utf-8")
+
+
+def test_every_shipped_audit_has_a_committed_verdict():
+    assert committed().keys() == audits_in(PATHS)
+    assert EXPERIMENTS and set(EXPERIMENTS) < set(PATHS)
+
+
+def bundle_of(paths, folder):
+    """Run audits, which give their committed verdicts."""
     from mi_audit.cli.pytesting import run_pytest
 
-    folder = tmp_path_factory.mktemp("shipped") / "evidence"
-    code = run_pytest([*(str(audits_dir() / pack) for pack in PACKS), f"--audit-model={DEFAULT_MODEL}", f"--audit-out={folder}"], root=audits_dir())
+    code = run_pytest([*map(str, paths), f"--audit-model={DEFAULT_MODEL}", f"--audit-out={folder}"], root=audits_dir())
     assert code == 1
-    return store.read(folder)
-
-
-def test_the_verdicts_are_those_committed(bundle):
-    expected = {}
-    for pack in PACKS:
-        committed = json.loads((audits_dir() / pack / "expected.json").read_text())
-        assert committed["model"] == DEFAULT_MODEL
-        expected |= committed["verdicts"]
+    bundle = store.read(folder)
+    expected = {name: verdict for name, verdict in committed().items() if name in audits_in(paths)}
     assert {audit.function: str(audit.verdict) for audit in bundle.run.audits} == expected
+    return bundle
 
 
-def test_every_claim_follows_from_the_samples(bundle):
+def committed():
+    verdicts = {}
+    for pack in PACKS:
+        told = json.loads((audits_dir() / pack / "expected.json").read_text(encoding="utf-8"))
+        assert told["model"] == DEFAULT_MODEL
+        verdicts |= told["verdicts"]
+    return verdicts
+
+
+def audits_in(paths):
+    return {name for path in paths for name in re.findall(r"^def (audit_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)}
+
+
+def claims_follow_from_the_samples(bundle):
     experiments = {experiment.id for experiment in bundle.run.experiments}
     for claim in bundle.run.claims:
         if claim.reading in experiments:
@@ -62,7 +94,7 @@ def test_every_claim_follows_from_the_samples(bundle):
             assert ((statistics >= claim.value - 1e-9).sum() + 1) / (null.draws + 1) == pytest.approx(null.p)
 
 
-def test_every_claim_of_an_experiment_follows_from_the_samples(bundle):
+def claims_of_experiments_follow_from_the_samples(bundle):
     experiments = {experiment.id: experiment for experiment in bundle.run.experiments}
     claims = [claim for claim in bundle.run.claims if claim.reading in experiments]
     assert {claim.quantity for claim in claims} == {"slope", "smallest_step", "sign_reversal", "change", "kl", "capability_change"}
@@ -101,7 +133,3 @@ def _statistic(bundle, claim, arm, strengths, unsteered):
     doses = sorted([*strengths, 0.0])
     curve = np.array([shifts.get(dose, np.zeros_like(shifts[strengths[0]])) for dose in doses])
     return np.polyfit(doses, curve, 1)[0] if claim.quantity == "slope" else np.diff(curve, axis=0).min(axis=0)
-
-
-def test_the_report_is_a_function_of_the_evidence(bundle):
-    assert render(bundle.directory) == (bundle.directory / store.REPORT).read_text(encoding="utf-8")
