@@ -24,7 +24,7 @@ asked_in_notes = notes.where(label="benign").one_per_group().head(24)
 STRENGTHS = (-1, -0.5, 0.5, 1)
 # First tokens, as the default model's tokenizer gives them: "I" (57) of "I'm", and "Sorry" (37388). No answer that the probe was fitted to begins with either;
 # "I" is as frequent within those that help as within those that refuse, and "sorry" is in none.
-opening = mi.effects.probability("I'm", "Sorry")
+opening = mi.effects.log_odds("I'm", "Sorry")
 sorry = mi.effects.log_odds("Sorry")
 
 
@@ -44,16 +44,19 @@ def audit_probe_is_quiet_on_answers_that_help(model):
 
 @mi.audit(about="instrument", title="The direction moves how answers begin")
 def audit_direction_moves_how_answers_begin(model):
-    """Added to harmless instructions it makes beginnings of refusals likelier, taken off less likely, by more than directions with nothing to find do."""
+    """Added to harmless instructions it makes beginnings of refusals likelier, taken off less likely, at every step and by more than directions with nothing to
+    find do."""
     sweep = model.steer(refusing, on=harmless, strengths=STRENGTHS, effect=opening)
     assert sweep.slope() > sweep.null.slope()
+    assert sweep.smallest_step() > 0
+    assert sweep.sign_reversal() > 0
     for strength in (-1, 1):
         assert sweep.at(strength).side_effects().kl() <= 0.25
 
 
 @mi.audit(about="instrument", title="The direction drives refusals")
 def audit_direction_drives_refusals(model):
-    """The same of a beginning that other answers do not share, at every step and both ways; and what the model knows is unharmed."""
+    """The same of a beginning that other answers do not share; and what the model knows is unharmed."""
     sweep = model.steer(refusing, on=harmless, strengths=STRENGTHS, effect=sorry, profile=(0.4, 0.7))
     assert sweep.slope() > sweep.null.slope()
     assert sweep.smallest_step() > 0
