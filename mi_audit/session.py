@@ -69,6 +69,7 @@ class Session:
         with self._timed("load model"):
             self.model, self.bench, self.lab = load_laboratory(self.settings)
         if self.plan is not None:
+            self.lab.expect(self.plan.experiments)
             with self._timed("forward passes"):
                 self._measure(self.bench, self.plan)
         if (failure := self.model.failure) is not None:

@@ -1,7 +1,7 @@
 """Rows of variants through the model: the effect of each on every prompt."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -47,14 +47,17 @@ Broken = Callable[[Measured, BaseException], None]
 
 @dataclass(frozen=True, eq=False)
 class Instrument:
-    """An effect on one model. `key` is everything on which its numbers depend besides prompts and rows; None where nothing of it is kept in the cache.
-    `fitted` is the detector of an effect that is its score."""
+    """An effect on one model. `key` is everything on which its numbers depend besides prompts and rows; None where nothing of it is kept. `fitted` is the
+    detector of an effect that is its score. `beside` are instruments that will be asked for the same rows: what comes first is measured for them in the same
+    passes, and `kept` until they ask, by what it depends on."""
 
     model: "LoadedModel"
     effect: Effect
     key: Mapping[str, Json] | None
     fitted: Fitted | None = None
     cache: ActivationCache | None = None
+    beside: tuple["Instrument", ...] = ()
+    kept: dict[str, Measured] = field(default_factory=dict)
 
     def measure(self, prompts: Sequence[Asked], rows: Rows, progress: Hearer | None = None, broken: Broken | None = None) -> Measured:
         """The effect on every prompt of every variant; where the passes are broken off, `broken` hears of the prompts that were done, if any.
@@ -69,10 +72,34 @@ class Instrument:
             known = self.cache.tensors(key)
             if known.keys() == {"unsteered", "values"} and known["values"].shape == shape and known["unsteered"].shape == shape[2:]:
                 return Measured(known["unsteered"], known["values"])
-        found = self._of_texts(prompts, rows, progress) if isinstance(self.effect, OfText) else self._of_passes(prompts, rows, progress, broken)
+        if key is not None and key in self.kept:
+            found = self.kept.pop(key)
+        elif isinstance(self.effect, OfText):
+            found = self._of_texts(prompts, rows, progress)
+        else:
+            found = self._shared(prompts, rows, progress, broken)
         if key is not None and self.cache is not None:
             self.cache.put(key, {"unsteered": found.unsteered, "values": found.values})
         return found
+
+    def _shared(self, prompts: Sequence[Asked], rows: Rows, progress: Hearer | None, broken: Broken | None) -> Measured:
+        beside = [each for each in self.beside if each.says_first(prompts)] if self.says_first(prompts) else []
+        try:
+            found, *others = self._of_passes(prompts, rows, progress, broken, [self, *beside])
+        except NotFiniteError:
+            if not beside:
+                raise
+            return replace(self, beside=())._shared(prompts, rows, progress, broken)  # it may be of one of them
+        for each, measured in zip(beside, others, strict=True):
+            key = each._key(prompts, rows)
+            assert key is not None
+            self.kept[key] = measured
+        return found
+
+    def says_first(self, prompts: Sequence[Asked]) -> bool:
+        """Whether the effect is made of the logits of the first token after each prompt, by code of our own."""
+        effect = self.effect
+        return self.key is not None and isinstance(effect, OfLogits) and all(effect.continuations(each.prompt) == ("",) for each in prompts)
 
     def _key(self, prompts: Sequence[Asked], rows: Rows) -> str | None:
         if self.key is None:
@@ -80,14 +107,16 @@ class Instrument:
         asked: list[Json] = [[each.prompt.digest, list(each.ids), list(each.touched), each.answers, *map(str, each.prompt.fields)] for each in prompts]
         return digest_of({"experiment": dict(self.key), "rows": dict(rows.describe()), "prompts": asked, "code": _CODE})[:40]
 
-    def _of_passes(self, prompts: Sequence[Asked], rows: Rows, progress: Hearer | None, broken: Broken | None) -> Measured:
+    def _of_passes(
+        self, prompts: Sequence[Asked], rows: Rows, progress: Hearer | None, broken: Broken | None, together: Sequence["Instrument"]
+    ) -> list[Measured]:
         done, shape = 0, (rows.number, len(rows.strengths))
-        unsteered, values = np.empty(len(prompts)), np.empty((rows.number * len(rows.strengths), len(prompts)))
+        unsteered, values = np.empty((len(together), len(prompts))), np.empty((rows.number * len(rows.strengths), len(together), len(prompts)))
         read_at = self.fitted.at if isinstance(self.effect, OfDetector) and self.fitted is not None else None
         with reporting(progress, len(prompts), sum(len(each.ids) for each in prompts)), holding(self.model, rows.places, read_at):
             try:
                 for number, each in enumerate(prompts):
-                    unsteered[number], values[:, number] = self._of_prompt(each, rows)
+                    unsteered[:, number], values[:, :, number] = self._of_prompt(each, rows, together)
                     done = number + 1
                     if progress is not None:
                         progress.advance(1, len(each.ids))
@@ -95,16 +124,16 @@ class Instrument:
                 raise  # the same rows without that variant will be measured
             except BaseException as error:
                 if broken is not None and done:
-                    broken(Measured(unsteered[:done], values[:, :done].reshape(*shape, done)), error)
+                    broken(Measured(unsteered[0, :done], values[:, 0, :done].reshape(*shape, done)), error)
                 raise
-        return Measured(unsteered, values.reshape(*shape, len(prompts)))
+        return [Measured(unsteered[one], values[:, one].reshape(*shape, len(prompts))) for one in range(len(together))]
 
-    def _of_prompt(self, each: Asked, rows: Rows) -> tuple[float, Floats]:
+    def _of_prompt(self, each: Asked, rows: Rows, together: Sequence["Instrument"]) -> tuple[Floats, Floats]:
+        """Of each instrument: of the model as it is [m], and of the variants [V, m]."""
         if isinstance(self.effect, OfDetector):
-            base, found = self._read(each.ids, each.touched, rows, self._scores(each))
-            return float(base[0]), found[:, 0].numpy()
-        effect = self.effect
-        assert isinstance(effect, OfLogits)
+            return self._read(each.ids, each.touched, rows, self._scores(each))
+        effects = [one.effect for one in together if isinstance(one.effect, OfLogits)]
+        effect = effects[0]
         tokenize, continuations = tokenizer_of(self.model), effect.continuations(each.prompt)
         parts = []
         for text in continuations:
@@ -114,18 +143,19 @@ class Instrument:
             ids, touched, positions = each.followed_by(answer)
 
             def values(logits_RKV: Tensor, base_KV: Tensor, answer: tuple[int, ...] = answer) -> Tensor:
-                part = effect.part(logits_RKV, answer)
-                return (effect.value(part[None], each.prompt) if len(continuations) == 1 else part)[:, None]
+                if len(continuations) > 1:
+                    return effect.part(logits_RKV, answer)[:, None]
+                return torch.stack([one.value(one.part(logits_RKV, answer)[None], each.prompt).double() for one in effects], dim=1)
 
             parts.append(self._read(ids, touched, rows, Read(positions, values)))
         if len(parts) == 1:
-            ((base, found),) = parts
-            return float(base[0]), found[:, 0].numpy()
-        unsteered = effect.value(torch.stack([base for base, _ in parts]), each.prompt)
-        return float(unsteered[0]), effect.value(torch.stack([found[:, 0] for _, found in parts]), each.prompt).numpy()
+            return parts[0]
+        unsteered, found = (effect.value(torch.from_numpy(np.stack(each_part)[..., 0]), each.prompt).numpy() for each_part in zip(*parts, strict=True))
+        return unsteered, found[:, None]
 
-    def _read(self, ids: tuple[int, ...], touched: tuple[int, ...], rows: Rows, read: Read) -> tuple[Tensor, Tensor]:
-        return read_variants(self.model, ids, touched, rows.places, rows.number * len(rows.strengths), rows.interventions, read)
+    def _read(self, ids: tuple[int, ...], touched: tuple[int, ...], rows: Rows, read: Read) -> tuple[Floats, Floats]:
+        base, found = read_variants(self.model, ids, touched, rows.places, rows.number * len(rows.strengths), rows.interventions, read)
+        return base.numpy(), found.numpy()
 
     def _scores(self, each: Asked) -> Read:
         """The detector's own score, at the tokens that it names."""

@@ -45,6 +45,11 @@ class Laboratory:
         self._bench, self._model, self._alpha, self._seed, self._limit, self._progress = bench, model, alpha, seed, limit, progress
         self._made: dict[SteerSpec, ExperimentData] = {}
         self._side: dict[SideKey, tuple[Suite, Floats, Floats]] = {}
+        self._expected: tuple[SteerSpec, ...] = ()
+
+    def expect(self, specs: Iterable[SteerSpec]) -> None:
+        """Hear which experiments will be asked for, so that those that differ in the effect alone share passes."""
+        self._expected = tuple(specs)
 
     def estimate(self, spec: Measured) -> Estimate:
         """A quantity of a reading or of an experiment, with its interval and controls."""
@@ -69,7 +74,8 @@ class Laboratory:
         """
         if spec not in self._made:
             suite = spec.suite if self._limit is None else spec.suite.head(self._limit)
-            self._maker.make(spec, suite, lambda made: self._made.__setitem__(spec, made))
+            beside = [other for other in self._expected if other not in self._made and other != spec and other.differs_in_effect(spec)]
+            self._maker.make(spec, suite, lambda made: self._made.__setitem__(spec, made), beside)
         made = self._made[spec]
         if made.error is not None:
             raise DetectorError(f"{spec}: {made.error}")

@@ -1,7 +1,8 @@
 """An experiment, made: first along the detector, then along directions with nothing to find."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from typing import TYPE_CHECKING, Final
@@ -23,7 +24,7 @@ from mi_audit.detectors.latents import LearnedLatents
 from mi_audit.engine.progress import Progress
 from mi_audit.engine.site import Site
 from mi_audit.engine.variants import how_passed
-from mi_audit.errors import DetectorError, HookPointError, NotFiniteError
+from mi_audit.errors import DetectorError, HookPointError, MiAuditError, NotFiniteError
 from mi_audit.plan.digest import Json
 from mi_audit.plan.places import At, Tokens
 from mi_audit.plan.steering import SideQuantity, SteerSpec
@@ -51,16 +52,19 @@ class Maker:
     alpha: float
     seed: int
     progress: Progress | None
+    kept: dict[str, Measured] = field(default_factory=dict)
+    """What was measured in passes of one experiment for another."""
 
-    def make(self, spec: SteerSpec, suite: Suite, begun: Callable[[ExperimentData], None]) -> None:
-        """Make an experiment on a suite's prompts; `begun` is told what there is of it, also where it is broken off, by Ctrl-C too.
+    def make(self, spec: SteerSpec, suite: Suite, begun: Callable[[ExperimentData], None], beside: Iterable[SteerSpec] = ()) -> None:
+        """Make an experiment on a suite's prompts; `begun` is told what there is of it, also where it is broken off, by Ctrl-C too. `beside` are others that
+        differ in the effect alone, to be made later: what can be is measured for them too.
 
         Raises:
             DetectorError: no strength could be measured, a draw of a null is not finite, or the handle does not fit.
             HookPointError, PromptError: as the passes.
         """
         handle = self._handle(spec, suite)
-        instrument, title = self._instrument(spec), f"{spec.detector.name} on {suite.name}"
+        instrument, title = replace(self._instrument(spec), beside=tuple(self._others(beside))), f"{spec.detector.name} on {suite.name}"
         made = self._along(spec, suite, handle, instrument, title, begun)
         begun(made)
         try:
@@ -175,7 +179,13 @@ class Maker:
         if spec.effect.function is None and offer.plugin.built_in:
             # what a detector learned depends on the run's seed and on code besides its spec
             key = {**spec.effect.describe(), "learned": None if fitted is None else sha256(fitted.to_bytes()).hexdigest()}
-        return Instrument(self.model, effect, key, fitted, self.bench.cache)
+        return Instrument(self.model, effect, key, fitted, self.bench.cache, kept=self.kept)
+
+    def _others(self, specs: Iterable[SteerSpec]) -> Iterator[Instrument]:
+        for spec in specs:
+            if spec.effect.detector is None:
+                with suppress(MiAuditError):  # raised again when it is made
+                    yield self._instrument(spec)
 
     def _titled(self, title: str) -> Progress | None:
         return None if self.progress is None else self.progress.titled(title)

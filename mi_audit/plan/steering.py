@@ -88,6 +88,10 @@ class SteerSpec:
         """Whether it does the same to the model, on whatever prompts and to whatever effect."""
         return all(getattr(self, name) == getattr(other, name) for name in ("detector", "action", "strengths", "unit", "tokens", "everywhere"))
 
+    def differs_in_effect(self, other: "SteerSpec") -> bool:
+        """Whether it does the same to the model on the same prompts, with the same controls."""
+        return self.acts_as(other) and self.suite == other.suite and self.controls == other.controls
+
     @property
     def origin(self) -> bool:
         """Whether the model as it is stands for the strength 0."""

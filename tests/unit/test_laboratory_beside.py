@@ -197,3 +197,22 @@ def test_experiments_that_do_the_same_to_the_model_share_their_side_effects_and_
     assert measured == [first, *others]
     ((_, _, base, changes),), ((_, _, own_base, own_changes),) = lab.side_values(alike), lab.side_values(first)
     assert (base == own_base).all() and (changes == own_changes).all()
+
+
+def test_experiments_that_differ_in_their_effect_share_their_passes(model, monkeypatch):
+    from mi_audit.causal import arms
+
+    passes, read_variants = [], arms.read_variants
+    monkeypatch.setattr(arms, "read_variants", lambda *given: passes.append(given[4]) or read_variants(*given))
+    _, *others = alike = [steer(effect=KINDS[name], controls=True) for name in ("logit_difference", "probability", "log_odds")]
+    apart = [steer(effect=KINDS["log_odds"], on=ASKED.head(4), controls=True), *(steer(effect=KINDS[name], controls=True) for name in ("function", "choice"))]
+    alone = {spec: laboratory(model).experiment(spec) for spec in (*alike, *apart)}
+    passes.clear()
+    lab = laboratory(model)
+    lab.expect([*alike, *apart])
+    for spec in (*alike, *apart):
+        before = len(passes)
+        made = lab.experiment(spec)
+        assert (len(passes) == before) == (spec in others)
+        assert (made.unsteered == alone[spec].unsteered).all() and (made.values == alone[spec].values).all() and (made.direct == alone[spec].direct).all()
+        assert all((draws == alone[spec].nulls[name]).all() for name, draws in made.nulls.items())

@@ -37,6 +37,7 @@ def direction(tmp_path):
 def test_strengths_that_overflow_are_named_and_the_others_measured(effect, model, direction):
     before, lab = left_in(model.hf), laboratory(model)
     spec = steer(direction, effect, (-1e38, 1e-3, 2e-3, 1e38))
+    lab.expect([steer(direction, KINDS["log_odds"], spec.strengths)])  # sharing its passes does not hide which strength it was
     made = lab.experiment(spec)
     assert made.strengths == (1e-3, 2e-3) and made.failed.keys() == {-1e38, 1e38} and made.values.shape == (2, len(ASKED)) and made.direct is not None
     np.testing.assert_array_equal(made.values, laboratory(model).experiment(steer(direction, effect, (1e-3, 2e-3))).values)
