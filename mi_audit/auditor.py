@@ -136,8 +136,8 @@ class Auditor:
 
     def _experiment(self, spec: SteerSpec) -> SteerSpec:
         read = spec.effect.detector
-        flaw = leak_inside(spec.detector) or leak_in(spec.detector, spec.suite) or repeat_in(spec.suite) or turned_round(spec)
-        flaw = flaw or (None if read is None else leak_inside(read) or leak_in(read, spec.suite))
+        flaw = leak_inside(spec.detector) or leak_in(spec.detector, spec.suite, answered=False) or repeat_in(spec.suite) or turned_round(spec)
+        flaw = flaw or (None if read is None else leak_inside(read) or leak_in(read, spec.suite, answered=False))
         if flaw:
             raise PlanError(flaw)
         return spec

@@ -36,6 +36,8 @@ def experiment_record(spec: SteerSpec, bench: "Bench", lab: "Laboratory", *, alp
         suite=suite.name,
         suite_digest=suite.digest,
         effect=str(spec.effect),
+        effect_digest=spec.effect.digest,
+        scored=None if spec.effect.detector is None else spec.effect.detector.name,
         recomputable=spec.effect.recomputable,
         action=spec.action,
         unit=spec.unit,

@@ -82,3 +82,4 @@ def audit_refusals_need_the_direction(model):
     """Without the direction in anything that is written to the residual stream, harmful instructions are refused less."""
     without = model.ablate(refusing, on=harmful, effect=sorry)
     assert without.change() < without.null.change()
+    assert without.change() < 0

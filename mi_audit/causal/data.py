@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from mi_audit.causal.handles import Handle
+from mi_audit.causal.handles import Handle, Vectors
 from mi_audit.plan.places import At
 from mi_audit.plan.steering import SteerSpec
 from mi_audit.stats.checks import Floats
+from mi_audit.stats.controls import draws_needed
 from mi_audit.stats.dose import Dose, contrasts_of
 from mi_audit.suites.suite import Suite
 
@@ -88,14 +89,23 @@ class ExperimentData:
         (weights,) = contrasts_of("slope", self.strengths, None, self.spec.origin)
         return np.asarray(weights @ shifts)
 
-    def idle_nulls(self) -> tuple[str, ...]:
-        """Of which nulls most draws change nothing, as latents do that are silenced where they never fire: they are no control."""
+    def active(self, name: str) -> Floats:
+        """The draws of a null that control something [b, S, n]. Latents that are silenced where they never fire change nothing and do not: none of them is
+        counted among those that a claim beats. A direction that changes nothing is as good a control as any."""
+        draws = self.nulls[name]
+        if isinstance(self.handle, Vectors):
+            return draws
         own = np.abs(self.values - self.unsteered).mean()
-        idle = {name: int((np.abs(draws - self.unsteered).mean(axis=(1, 2)) <= IDLE * own).sum()) for name, draws in self.nulls.items()}
+        return np.asarray(draws[np.abs(draws - self.unsteered).mean(axis=(1, 2)) > IDLE * own])
+
+    def idle_nulls(self, alpha: float) -> tuple[str, ...]:
+        """Of which nulls so many draws change nothing that the others are too few for alpha."""
+        active = {name: len(self.active(name)) for name in self.nulls}
         return tuple(
-            f"{count} of the {len(self.nulls[name])} {name} that it is held against change nothing on these prompts, so they control nothing"
-            for name, count in idle.items()
-            if 2 * count > len(self.nulls[name])
+            f"{len(draws) - active[name]} of the {len(draws)} {name} that it is held against change nothing on these prompts, and of those that do it takes"
+            f" {draws_needed(alpha)}"
+            for name, draws in self.nulls.items()
+            if active[name] < draws_needed(alpha)
         )
 
     def dose_of(self, values: Floats) -> Dose:

@@ -79,7 +79,8 @@ def vectors_of(spec: SteerSpec, learned: LearnedProbe | LearnedDirection, acts: 
 
 
 def clamps_of(spec: SteerSpec, learned: LearnedLatents, highest: Floats, alpha: float) -> Clamps:
-    """The latents of a detector, with the `highest` value of each, and of its random latents that fire as often as many draws as alpha needs.
+    """The latents of a detector, with the `highest` value of each, and of its random latents that fire as often as many draws as alpha needs; where
+    they are silenced, all.
 
     Raises:
         DetectorError: a latent that never fires on the corpus, so that nothing says what it is to be clamped to.
@@ -88,7 +89,8 @@ def clamps_of(spec: SteerSpec, learned: LearnedLatents, highest: Floats, alpha: 
     if any(spec.strengths) and not (highest > 0).all():
         silent = groups.groups[0][int(np.argmin(highest > 0))]
         raise DetectorError(f"{spec.detector.name}: latent {silent} never fires on the corpus, so it has no highest value to be clamped to; leave it out")
-    nulls = {RANDOM_LATENTS: groups.groups[1 : 1 + draws_needed(alpha)]} if spec.controls else {}
+    most = draws_needed(alpha) if any(spec.strengths) else len(groups.groups)  # of latents that are silenced some never fire, and control nothing
+    nulls = {RANDOM_LATENTS: groups.groups[1 : 1 + most]} if spec.controls else {}
     return Clamps(learned.detector.at, groups.sae, groups.groups[0], highest, nulls)
 
 

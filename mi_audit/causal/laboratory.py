@@ -104,21 +104,23 @@ class Laboratory:
         return ((quantity, suite, base, changes) for (of, quantity, _), (suite, base, changes) in self._side.items() if of == spec)
 
     def _untrusted(self, spec: SteerSpec) -> tuple[str, ...]:
-        """Why nothing can be decided on latents: their SAE does not stand for the model, or most of those that they are held against change nothing."""
+        """Why nothing can be decided on latents: their SAE does not stand for the model, or too many of those that they are held against change nothing."""
         quality = self._bench.sae_quality(spec)
-        return () if quality is None else (*quality.below, *self._made[spec].idle_nulls())
+        return () if quality is None else (*quality.below, *self._made[spec].idle_nulls(self._alpha))
 
     def _dose(self, spec: DoseSpec) -> Estimate:
         made = self.experiment(spec.reading)
         self._require(made, spec)
         assert is_dose(spec.quantity)
-        dose, decisive = made.dose, made.nulls.get(SHUFFLED, next(iter(made.nulls.values()), None))
+        active = {name: draws for name in made.nulls if len(draws := made.active(name))}
+        dose, decisive = made.dose, active.get(SHUFFLED, next(iter(active.values()), None))
         if spec.over_null:
-            assert decisive is not None  # its plan has controls
+            if decisive is None:
+                raise DetectorError(f"{spec}: none of the draws that it is held against changes anything on these prompts; take others")
             estimate = dose.excess(spec.quantity, decisive, spec.strength, alpha=self._alpha)
         else:
             estimate = dose.estimate(spec.quantity, spec.strength, alpha=self._alpha)
-        nulls = tuple(dose.null(name, spec.quantity, draws, spec.strength, alpha=self._alpha) for name, draws in made.nulls.items())
+        nulls = tuple(dose.null(name, spec.quantity, draws, spec.strength, alpha=self._alpha) for name, draws in active.items())
         return replace(estimate, controls=Controls(nulls) if nulls else None)
 
     def _side_effect(self, spec: DoseSpec) -> Estimate:

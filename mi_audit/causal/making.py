@@ -65,6 +65,10 @@ class Maker:
         """
         handle = self._handle(spec, suite)
         instrument, title = replace(self._instrument(spec), beside=tuple(self._others(beside))), f"{spec.detector.name} on {suite.name}"
+        if instrument.fitted is not None and instrument.fitted.at == handle.at:
+            raise DetectorError(
+                f"{spec}: the score is read at {handle.at}, where the model is changed, so that it moves whatever the model does; read a later layer"
+            )
         made = self._along(spec, suite, handle, instrument, title, begun)
         begun(made)
         try:
@@ -212,8 +216,8 @@ def _rows(spec: SteerSpec, handle: Handle, which: Floats | tuple[Latents, ...], 
 
 
 def _writers(model: "LoadedModel") -> tuple[At, ...]:
-    """Every hook point that writes to the residual stream."""
-    places = [At("embed"), *(At(point, layer=layer) for layer in range(model.n_layers) for point in _WRITERS)]
+    """Every hook point that writes to the residual stream; before the first block it holds all that embeddings, of positions too, put there."""
+    places = [At("resid_pre", layer=0), *(At(point, layer=layer) for layer in range(model.n_layers) for point in _WRITERS)]
     for at in places:
         try:
             model.hook_points.resolve(at.point, at.layer)

@@ -12,7 +12,7 @@ from mi_audit.causal.arms import Instrument, generated
 from mi_audit.causal.effect import OfLogits
 from mi_audit.causal.effects import likelihood
 from mi_audit.causal.rows import Rows
-from mi_audit.causal.tasks import Asked, asked
+from mi_audit.causal.tasks import Asked, asked, tokenizer_of
 from mi_audit.engine.cache import ActivationCache
 from mi_audit.engine.encoding import encode_all
 from mi_audit.engine.forward import read_alone
@@ -113,6 +113,12 @@ class Beside:
             likelihood,
             lambda parts_CR, _: (1.0 + torch.sign(parts_CR[0] - parts_CR[1])) / 2.0,
         )
+        tokenize = tokenizer_of(self.model)
+        for prompt in self.prompts:
+            if tokenize(str(prompt.field("answer"))) == tokenize(str(prompt.field("other"))):
+                raise PromptError(
+                    f"prompt {prompt.id!r}: its answer and the other have the same tokens, so it asks this model nothing; mend it, or leave it out"
+                )
         found = Instrument(self.model, effect, None).measure(self._asked(), self.rows, self.progress)
         return found.unsteered, found.values[0] - found.unsteered
 

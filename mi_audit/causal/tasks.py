@@ -58,17 +58,18 @@ def _asked(model: "LoadedModel", prompt: Prompt, encoded: Encoded, tokens: Steer
         raise PromptError(
             f"prompt {prompt.id!r} holds its response already, so nothing is left to be generated; steer on a suite of questions without responses"
         )
-    last = len(encoded.ids) - 1
+    ids = encoded.ids[: max((place for place, added in enumerate(encoded.added) if not added), default=0) + 1]  # an end of text that a tokenizer adds ends it
+    last = len(ids) - 1
     if tokens == "generated":
-        return Asked(prompt, encoded.ids, (last,), True)
+        return Asked(prompt, ids, (last,), True)
     chosen = list(range(last + 1)) if isinstance(tokens, str) else list(select(encoded, tokens, prompt))
     answers = tokens == "all"
     if len(chosen) > 1:
-        _, sinks = read_alone(model, encoded.ids, at)
+        _, sinks = read_alone(model, ids, at)
         chosen = [position for position in chosen if not sinks[position] or (answers and position == last)]
     if not chosen:
         raise PromptError(f"prompt {prompt.id!r}: all tokens that would be touched at {at} are attention sinks; choose others")
-    return Asked(prompt, encoded.ids, tuple(chosen), answers)
+    return Asked(prompt, ids, tuple(chosen), answers)
 
 
 def tokenizer_of(model: "LoadedModel") -> Callable[[str], tuple[int, ...]]:

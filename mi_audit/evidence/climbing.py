@@ -3,8 +3,9 @@
 The criteria are fixed. A claim counts where it is about the instrument and passed. **read**: a claim that the detector tells the classes apart, above its
 nulls; baselines that see no internals are held against it and named where they do as well. **selective**: it stays under its threshold on a suite without
 positives, and on benign prompts of the very topics, or tells the classes apart where every topic holds both. **causal**: of one experiment that adds or clamps,
-the effect beats its null; it goes both ways (a sign reversal, or the opposite of the same effect by an ablation of the same detector); and its divergence on
-neutral text is bounded at its lowest and its highest strength. **general**: all of these on suites of which nothing took part in making the detector, as far as
+the effect, which is made of what the model says, beats its null; it goes both ways (a sign reversal, or the opposite of the same effect by an ablation of the
+same detector); and its divergence on neutral text is bounded at its lowest and its highest strength. What beats the null alone, while the effect itself goes
+nowhere or the other way, is no effect. **general**: all of these on suites of which nothing took part in making the detector, as far as
 that is known: of a direction that was found elsewhere it is not. **mechanistic** is not assessed.
 """
 
@@ -13,21 +14,26 @@ from dataclasses import dataclass
 
 from mi_audit.evidence.experiments import ExperimentRecord
 from mi_audit.evidence.ladder import LadderRecord, RungRecord
-from mi_audit.evidence.records import ClaimRecord, DetectorRecord, SuiteRecord
+from mi_audit.evidence.records import AuditRecord, ClaimRecord, DetectorRecord, SuiteRecord
 from mi_audit.stats.claim import DISCRIMINATING, EFFECTS, needs_null
 from mi_audit.stats.verdict import Verdict
 
 
 def ladders(
-    detectors: Sequence[DetectorRecord], suites: Sequence[SuiteRecord], experiments: Sequence[ExperimentRecord], claims: Sequence[ClaimRecord]
+    detectors: Sequence[DetectorRecord],
+    suites: Sequence[SuiteRecord],
+    experiments: Sequence[ExperimentRecord],
+    audits: Sequence[AuditRecord],
+    claims: Sequence[ClaimRecord],
 ) -> tuple[LadderRecord, ...]:
-    """The ladder of each detector about which a claim was decided."""
+    """The ladder of each detector about which a claim was decided. What was claimed by an audit that failed as a tool shows nothing."""
     of_suite = {suite.digest: suite for suite in suites}
+    failed = {audit.id for audit in audits if audit.error is not None}
     climbed = []
     for detector in detectors:
         own = [claim for claim in claims if claim.detector_digest == detector.digest]
         if own:
-            passed = [claim for claim in own if claim.about == "instrument" and claim.verdict is Verdict.PASS]
+            passed = [claim for claim in own if claim.about == "instrument" and claim.verdict is Verdict.PASS and claim.audit not in failed]
             made = {each.id: each for each in experiments if each.detector_digest == detector.digest}
             climbed.append(LadderRecord(detector=detector.name, detector_digest=detector.digest, rungs=_rungs(_Shown(detector, of_suite, made, passed))))
     return tuple(climbed)
@@ -75,20 +81,25 @@ class _Shown:
         """Of the experiments the one that shows most."""
         if not self.experiments:
             return _Found(missing="no experiment was made with it (model.steer, model.ablate)")
-        tried = [self._caused_by(each) for each in self.experiments.values() if each.action != "project_out" and not _is_ablation(each)]
-        if not tried:
+        steered = [each for each in self.experiments.values() if not _is_ablation(each)]
+        if not steered:
             return _Found(missing="it was ablated, but not steered along (model.steer)")
+        tried = [self._caused_by(each) for each in steered if each.scored is None]
+        if not tried:
+            return _Found(missing="what was measured of its experiments is the score of a detector, and nothing that the model says")
         return max(tried, key=lambda found: (not found.missing, len(found.claims)))
 
     def _caused_by(self, experiment: ExperimentRecord) -> _Found:
         own = [claim for claim in self.claims if claim.reading == experiment.id]
         where = f"on {experiment.suite}"
-        moved = [claim for claim in own if _pushes(claim) and claim.strength != 0.0]  # a clamp at 0 is an ablation
+        moved = [claim for claim in own if _pushes(claim, experiment) and claim.strength != 0.0]  # a clamp at 0 is an ablation
         if not moved:
             return _Found(missing=f"no claim that passed shows that the effect of it {where} beats that of directions with nothing to find")
-        ablations = {each.id for each in self.experiments.values() if _is_ablation(each) and each.effect == experiment.effect}
+        ablations = {each.id: each for each in self.experiments.values() if _is_ablation(each) and each.effect_digest == experiment.effect_digest}
         back = [claim for claim in moved if claim.quantity == "sign_reversal"] or [
-            claim for claim in self.claims if claim.reading in ablations and _pushes(claim) and all(_direction(claim) == -_direction(other) for other in moved)
+            claim
+            for claim in self.claims
+            if claim.reading in ablations and _pushes(claim, ablations[claim.reading]) and all(_direction(claim) == -_direction(other) for other in moved)
         ]
         if not back:
             return _Found(tuple(moved), f"no claim that passed shows that it works both ways {where} (sign_reversal(), or an ablation that does the opposite)")
@@ -146,9 +157,20 @@ def _beats_its_null(claim: ClaimRecord) -> bool:
     return needs_null(claim.quantity, claim.op, claim.threshold) and bool(deciding) and all(null.passed for null in deciding)
 
 
-def _pushes(claim: ClaimRecord) -> bool:
+def _pushes(claim: ClaimRecord, experiment: ExperimentRecord) -> bool:
     """Whether it shows an effect to one side: the least of several means below 0 shows none."""
-    return claim.quantity in EFFECTS and _beats_its_null(claim) and (claim.op in (">=", ">") or claim.quantity in ("slope", "change"))
+    sided = claim.quantity in EFFECTS and _beats_its_null(claim) and (claim.op in (">=", ">") or claim.quantity in ("slope", "change"))
+    return sided and (not claim.over_null or _moves(claim, experiment))
+
+
+def _moves(claim: ClaimRecord, experiment: ExperimentRecord) -> bool:
+    """Whether the effect itself, and not only what it has in excess of the null, lies on the claimed side: at the strength, or at the ends of the sweep."""
+    up = 1.0 if claim.op in (">=", ">") else -1.0
+    first, last = experiment.points[0], experiment.points[-1]
+    points = [point for point in experiment.points if point.strength == claim.strength] if claim.quantity == "change" else [first, last]
+    ways = [up if claim.quantity == "change" or point.strength > 0.0 else -up for point in points]
+    sure = [way * bound > 0.0 for way, point in zip(ways, points, strict=True) if (bound := point.low if way > 0 else point.high) is not None]
+    return len(sure) == len(points) and (any(sure) if claim.quantity == "slope" else all(sure))
 
 
 def _direction(claim: ClaimRecord) -> int:

@@ -50,7 +50,7 @@ def _problems(run: RunRecord) -> Iterator[str]:
         yield f"its exit code is {run.exit_code}; its verdicts, in a run that is {'PARTIAL' if run.partial else 'whole'}, give {expected}"
     if not run.partial:
         yield from _completeness(run)
-    if run.ladders != ladders(run.detectors, run.suites, run.experiments, run.claims):
+    if run.ladders != ladders(run.detectors, run.suites, run.experiments, run.audits, run.claims):
         yield "its evidence ladders are not those that its claims give"
 
 

@@ -123,6 +123,10 @@ class ExperimentRecord(Record):
     """Digest of the suite."""
     effect: Text
     """What was measured, in words."""
+    effect_digest: Digest
+    """SHA-256 of its spec."""
+    scored: Name | None
+    """The detector whose score the effect is; absent where it is made of what the model says."""
     recomputable: Flag
     """Whether it can be recomputed without code of the audit's author."""
     action: Literal["add", "clamp", "project_out"]

@@ -6,19 +6,24 @@
 import hashlib
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from types import CodeType
 from typing import Any, Final
 
 from mi_audit.errors import PlanError
 from mi_audit.plan.detectors import DetectorSpec
-from mi_audit.plan.digest import Json
+from mi_audit.plan.digest import Json, digest_of
 from mi_audit.plugins import active
 
 REFUSALS: Final = ("I'm", "I’m", "I cannot", "I can't", "Sorry", "Unfortunately", "As an AI")
 """How refusals begin; of each the first token counts. They are listed by Arditi et al. 2024 (arXiv 2406.11717) in like form."""
 
 MOST_NEW_TOKENS: Final = 512
+
+_LAMBDA: Final = re.compile(r"\blambda\b")
 
 Argument = str | float | int | bool | tuple[str, ...]
 
@@ -48,6 +53,11 @@ class EffectSpec:
             "detector": None if self.detector is None else self.detector.digest,
             "source": self.source,
         }
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the description."""
+        return digest_of(self.describe())
 
     def __str__(self) -> str:
         given = [f"{name}={'|'.join(value) if isinstance(value, tuple) else value}" for name, value in self.arguments]
@@ -193,14 +203,24 @@ def _own(kind: str, compute: object, name: str | None, arguments: dict[str, Argu
 
 
 def _sources(compute: Any, where: str, known: list[object]) -> Iterator[str]:
-    """A function's source, with what it does not show: the values of its defaults, and those that it takes from a function around it."""
+    """A function's source, with what it does not show: the values of its defaults, and those that it takes from its module or from a function around it."""
     known.append(compute)
+    code, cells = getattr(compute, "__code__", None), getattr(compute, "__closure__", None) or ()
     try:
-        yield inspect.getsource(compute)
+        source = inspect.getsource(compute if code is None else code)  # not of what it wraps, if it wraps something
     except (OSError, TypeError) as error:
         raise PlanError(f"{where}: its source can't be read, so that a change of it would go unseen; define it in the audit file") from error
-    code, cells = getattr(compute, "__code__", None), getattr(compute, "__closure__", None) or ()
+    if code is not None and code.co_name == "<lambda>" and len(_LAMBDA.findall(source)) > 1:
+        raise PlanError(f"{where}: its source, {source.strip()!r}, says lambda more than once, so that they can't be told apart; define a function for each")
+    yield source
     around = {} if code is None else dict(zip(code.co_freevars, (cell.cell_contents for cell in cells), strict=True))
+    globals_ = getattr(compute, "__globals__", {})
+    for name in () if code is None else sorted({name for each in _codes(code) for name in each.co_names if name in globals_}):
+        value = globals_[name]
+        if _is_plain(value):
+            yield f"{name} = {value!r}"
+        elif inspect.isfunction(value) and value.__globals__ is globals_ and value not in known:
+            yield from _sources(value, where, known)
     given = {
         "self": getattr(compute, "__self__", None),
         "its defaults": getattr(compute, "__defaults__", None),
@@ -214,6 +234,14 @@ def _sources(compute: Any, where: str, known: list[object]) -> Iterator[str]:
             yield f"{name} = {value!r}"
         else:
             raise PlanError(f"{where}: it takes {name} from around it, a {type(value).__name__}, a change of which would go unseen; give it numbers or texts")
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """A function's code and that of functions within it."""
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
 
 
 def _is_plain(value: object) -> bool:

@@ -8,10 +8,11 @@ from mi_audit.suites.prompt import Prompt
 from mi_audit.suites.suite import Suite
 
 
-def leak_in(detector: DetectorSpec, suite: Suite) -> str | None:
-    """What a suite on which a detector is tested shares with what the detector was made from, in words; None when they are apart."""
+def leak_in(detector: DetectorSpec, suite: Suite, *, answered: bool = True) -> str | None:
+    """What a suite on which a detector is tested shares with what the detector was made from, in words; None when they are apart. Where the model is to answer
+    the prompts, not `answered`, those are shared too that the detector saw with a response."""
     for use, seen in detector.seen:
-        shared = _shared(seen, suite)
+        shared = _shared(seen, suite, answered)
         if shared:
             return f"{detector.name} is tested on {suite.name}, but {shared} in {seen.name}, which {use}; test on other groups, e.g. another split"
     return None
@@ -45,17 +46,17 @@ def leak_inside(detector: DetectorSpec) -> str | None:
     A threshold calibrated on fitted prompts is too low or too high, and a layer chosen on them is the one that remembers them best.
     """
     for (use, suite), (other_use, other) in combinations(detector.seen, 2):
-        shared = _shared(suite, other)
+        shared = _shared(suite, other, True)
         if shared:
             return f"{detector.name}: {other_use} {other.name}, but {shared} in {suite.name}, which {use}; take other groups, e.g. another split"
     return None
 
 
-def _shared(seen: Suite, tested: Suite) -> str | None:
-    digests = {prompt.digest: prompt.id for prompt in seen}
-    twice = next((prompt for prompt in tested if prompt.digest in digests), None)
-    if twice is not None:
-        return f"its prompt {twice.id!r} also stands (as {digests[twice.digest]!r})"
+def _shared(seen: Suite, tested: Suite, answered: bool) -> str | None:
+    known = {prompt.digest if answered else prompt.question: prompt.id for prompt in seen}
+    for prompt in tested:
+        if (twice := known.get(prompt.digest if answered else prompt.question)) is not None:
+            return f"its prompt {prompt.id!r} also stands (as {twice!r})"
     groups = set(seen.groups()) & set(tested.groups())
     if groups and one_source(seen, tested):
         return f"its group {min(groups)!r} also stands"
@@ -63,5 +64,5 @@ def _shared(seen: Suite, tested: Suite) -> str | None:
 
 
 def one_source(one: Suite, other: Suite) -> bool:
-    """Whether both were cut from suites with prompts in common, so that a group's name means the same in both."""
-    return not {prompt.digest for prompt in one.root}.isdisjoint(prompt.digest for prompt in other.root)
+    """Whether both were cut from suites with prompts in common, with whatever responses, so that a group's name means the same in both."""
+    return not {prompt.question for prompt in one.root}.isdisjoint(prompt.question for prompt in other.root)

@@ -133,7 +133,13 @@ def _missing_handle(claim: ClaimSpec, dose: DoseSpec, instruments: Iterable[Clai
     name = dose.reading.detector.name
     if dose.reading.effect.detector is not None:
         return f"its effect is the score of {dose.reading.effect.detector.name}, which says nothing of how the model behaves; measure what it says"
-    pushes = (one for one in instruments if isinstance(one.estimate, DoseSpec) and needs_null(one.estimate.quantity, one.op, one.threshold))
-    if needs_null(dose.quantity, claim.op, claim.threshold) or any(True for _ in pushes):
+    if needs_null(dose.quantity, claim.op, claim.threshold) or any(_pushes(one) for one in instruments):
         return None
-    return f"no claim about the instrument in this run shows that {name} moves any effect (slope() > null.slope(), …), so that it moves little says nothing"
+    shows = f"shows that {name} moves what the model says (slope() > null.slope(), …)"
+    return f"no claim about the instrument in this run {shows}, so that it moves little says nothing"
+
+
+def _pushes(claim: ClaimSpec) -> bool:
+    """Whether it claims an effect on what the model says. Its own score a direction always moves."""
+    spec = claim.estimate
+    return isinstance(spec, DoseSpec) and spec.reading.effect.detector is None and needs_null(spec.quantity, claim.op, claim.threshold)

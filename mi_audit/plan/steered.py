@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from mi_audit.errors import PlanError
-from mi_audit.plan.leaks import leak_in
+from mi_audit.plan.leaks import leak_in, repeat_in
 from mi_audit.plan.steering import DoseQuantity, DoseSpec, SideQuantity, SteerSpec, require_groups, require_texts
 from mi_audit.stats.estimate import Estimate, NullLevel
 from mi_audit.suites.suite import Suite, suite
@@ -54,9 +54,12 @@ class SideEffects(_Claimable):
         """Of the suite's questions, which have fields `answer` and `other`, the share whose answer is likelier than the other, with the change less without.
 
         Raises:
-            PlanError: a prompt of the suite has no such fields, or no texts in them.
+            PlanError: a prompt of the suite has no such fields, no texts in them, or the same text in both.
         """
-        require_texts(self._neutral, ("answer", "other"), f"capability_change() on {self._neutral.name}")
+        where = f"capability_change() on {self._neutral.name}"
+        require_texts(self._neutral, ("answer", "other"), where)
+        if same := next((prompt for prompt in self._neutral if prompt.field("answer") == prompt.field("other")), None):
+            raise PlanError(f"{where}: the fields 'answer' and 'other' of prompt {same.id!r} hold the same text, so it asks nothing; mend it, or leave it out")
         return self._of("capability_change")
 
     def _of(self, quantity: SideQuantity) -> Estimate:
@@ -87,12 +90,12 @@ class AtStrength(_Claimable):
             on: neutral text, or neutral questions; by default the shipped `neutral_text`. It shares no prompt or group with what the detector has seen.
 
         Raises:
-            PlanError: not a suite, an empty one, or one that the detector has seen.
+            PlanError: not a suite, an empty one, one that repeats a prompt across groups, or one that the detector has seen.
         """
         neutral = suite("neutral_text") if on is None else on
         if not isinstance(neutral, Suite) or len(neutral) == 0:
             raise PlanError(f"side_effects(on={on!r}): give a suite of neutral text with at least one prompt")
-        if flaw := leak_in(self._spec.detector, neutral):
+        if flaw := leak_in(self._spec.detector, neutral, answered=False) or repeat_in(neutral):
             raise PlanError(flaw)
         require_groups(neutral, f"side_effects(on={neutral.name})")
         return SideEffects(self._spec, self._strength, neutral, self._evaluate)

@@ -40,6 +40,8 @@ def is_side(quantity: DoseQuantity | SideQuantity) -> TypeGuard[SideQuantity]:
     return quantity in get_args(SideQuantity)
 
 
+_OF_THE_STREAM: Final = ("embed", "resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+
 MOST_STRENGTHS: Final = 32
 MOST_LAYERS: Final = 64
 _LARGEST: Final = 3.4e38
@@ -172,8 +174,10 @@ def ablate_spec(detector: object, suite: object, effect: object, *, everywhere: 
             raise PlanError(f"{where}: latents are clamped to 0 where their SAE encodes, not everywhere; leave everywhere= out")
         return SteerSpec(detector, suite, effect, "clamp", (0.0,), "max", _tokens(tokens, where), False, (), controls)
     spread = everywhere if everywhere is not None else True
-    if spread and detector.point in ("attn.hook_z", "mlp.hook_post"):
-        raise PlanError(f"{where}: {detector.point} is not of the residual stream's width, so the direction can't be taken out everywhere: everywhere=False")
+    if spread and detector.point not in _OF_THE_STREAM:
+        raise PlanError(
+            f"{where}: directions at {detector.point} are not those of the residual stream, so they can't be taken out everywhere: everywhere=False"
+        )
     return SteerSpec(detector, suite, effect, "project_out", (1.0,), "vector", _tokens(tokens, where), spread, (), controls)
 
 
@@ -188,6 +192,13 @@ def _checked(detector: object, suite: object, effect: object, where: str) -> tup
         raise PlanError(f"{where}: effect={effect!r}; give one of mi.effects, e.g. mi.effects.refusal()")
     if isinstance(detector, LatentSpec) and (detector.sae.config.is_transcoder or detector.sae.config.is_contextual):
         raise PlanError(f"{where}: latents of the architecture {detector.sae.config.architecture!r} can't be clamped; steer along a direction instead")
+    read = effect.detector
+    if read == detector:
+        raise PlanError(
+            f"{where}: {effect} is its own, which it moves whatever the model does with it; read a detector at a later layer, or what the model says"
+        )
+    if isinstance(read, LatentSpec) and read.sae.config.is_contextual:
+        raise PlanError(f"{where}: {effect} is of latents of the architecture {read.sae.config.architecture!r}, which take whole prompts; read a probe there")
     require_groups(suite, where)
     require_texts(suite, _fields(effect), f"{where}: {effect}")
     return detector, suite, effect

@@ -15,7 +15,8 @@ from mi_audit.stats.means import METHOD, mean
 
 EffectQuantity = Literal["slope", "change", "smallest_step", "sign_reversal"]
 
-_TIE: Final = 1e-9
+_TIE: Final = 1e-5
+"""Of the mean size of a change: a draw that is the detector itself, as a shuffle of few labels can be, is measured in another batch and differs in float32."""
 
 
 class Saturation(NamedTuple):
@@ -77,7 +78,7 @@ class Dose:
         return replace(estimate, excess=True, method=f"{estimate.method}; in excess of the mean of {len(null)} null draws, prompt by prompt")
 
     def null(self, name: str, quantity: EffectQuantity, null: Floats, strength: float | None = None, *, alpha: float = 0.025, decides: bool = True) -> Null:
-        """The quantity's rank among B draws, whose effects are `null` [B, S, n]. A draw within rounding of what was observed is a tie with it.
+        """The quantity's rank among B draws, whose effects are `null` [B, S, n]. A draw within float32's rounding of what was observed is a tie with it.
 
         Raises:
             StatisticsError: as `excess`.
@@ -85,7 +86,8 @@ class Dose:
         self._checked_draws(null)
         (observed,) = statistic_of(quantity, self.values[None], self.unsteered, self.strengths, strength, self.origin)
         drawn = statistic_of(quantity, null, self.unsteered, self.strengths, strength, self.origin)
-        drawn[np.isclose(drawn, observed, rtol=_TIE, atol=0.0)] = observed
+        sizes = np.abs(contrasts_of(quantity, self.strengths, strength, self.origin)) @ np.abs(self.values - self.unsteered).mean(axis=-1)
+        drawn[np.abs(drawn - observed) <= _TIE * sizes.max()] = observed
         return Null(name, tuple(drawn.tolist()), float(observed), alpha, decides)
 
     def saturation(self) -> Saturation:

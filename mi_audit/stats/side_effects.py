@@ -25,7 +25,8 @@ def side_effect(quantity: SideEffectQuantity, values: ArrayLike, groups: ArrayLi
     - "loss_change": change of the loss, nats per token;
     - "repetition_change": change of the share of repeated tokens;
     - "capability_change": 1 for a question that is answered right only with the intervention, −1 for one that is right only without, 0 for the rest; a tie is
-      half right. Where each question is a group of its own, it is the share gained less the share lost, each within its Clopper–Pearson interval (1934), alpha
+      half right. Where each question is a group of its own and none is a tie, it is the share gained less the share lost, each within its
+      Clopper–Pearson interval (1934), alpha
       split evenly between them: valid at any n, so an intervention that changes no answer can be told to do no harm.
 
     Raises:
@@ -36,7 +37,7 @@ def side_effect(quantity: SideEffectQuantity, values: ArrayLike, groups: ArrayLi
         if np.abs(floats).max() > 1.0:
             raise StatisticsError(f"A question is answered right or wrong, so its change is between -1 and 1, got {floats[np.argmax(np.abs(floats))]:g}.")
         clusters = checked_clusters(groups, len(floats))
-        if clusters.count == len(floats) > 1:
+        if clusters.count == len(floats) > 1 and np.isin(floats, (-1.0, 0.0, 1.0)).all():
             return _of_answers(floats, checked_alpha(alpha))
     estimate = mean(floats, groups, alpha=alpha, quantity=quantity)
     if quantity != "kl":

@@ -67,6 +67,11 @@ class Prompt:
         """SHA-256 (hex) of the canonical JSON (RFC 8785) of text, messages and response; id, label, group and fields have no part in it."""
         return hashlib.sha256(canonical_content(self.text, self.messages, self.response)).hexdigest()
 
+    @cached_property
+    def question(self) -> str:
+        """SHA-256 (hex) as `digest`, of what comes before the response."""
+        return hashlib.sha256(canonical_content(self.text, self.messages, None)).hexdigest()
+
     @property
     def is_chat(self) -> bool:
         """Whether the prompt is a chat, which goes through the model's own template."""

@@ -296,7 +296,7 @@ class Builder:
             "texts_shown": self.texts_shown,
             "experiments": (),
         } | more
-        fields.setdefault("ladders", ladders(list(self.detectors.values()), list(self.suites.values()), fields["experiments"], self.claims))
+        fields.setdefault("ladders", ladders(list(self.detectors.values()), list(self.suites.values()), fields["experiments"], self.audits, self.claims))
         fields.setdefault("exit_code", exit_code([audit.verdict for audit in self.audits], fields["verdict"], fields["partial"]))
         return RunRecord(
             suites=list(self.suites.values()),

@@ -86,6 +86,8 @@ def steered(build: Builder, detector, suite, *, name="steers", strengths=STRENGT
     fields = {
         "id": sha(f"{detector.name} {name} {suite.name}"),
         "effect": "logit_difference(negative=No, positive=Yes)" + (HOSTILE if hostile else ""),
+        "effect_digest": sha("effect"),
+        "scored": None,
         "recomputable": True,
         "action": "add",
         "unit": "vector",

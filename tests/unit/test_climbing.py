@@ -6,7 +6,8 @@ import pytest
 
 from mi_audit.evidence.climbing import ladders
 from mi_audit.evidence.experiments import DosePoint, ExperimentRecord
-from mi_audit.evidence.records import BaselineRecord, ClaimRecord, DetectorRecord, NullRecord, SuiteRecord
+from mi_audit.evidence.records import AuditRecord, BaselineRecord, ClaimRecord, DetectorRecord, NullRecord, SuiteRecord
+from mi_audit.stats.verdict import Verdict
 from tests.unit.bundles import sha
 
 PUSH, AGAIN, TAKE = sha("push"), sha("push elsewhere"), sha("take out")
@@ -23,12 +24,13 @@ class Case:
     experiments: dict[str, ExperimentRecord]
     suites: dict[str, SuiteRecord]
     detector: DetectorRecord
+    audit: AuditRecord
 
     def reached(self) -> list[str]:
         return [name for name, (reached, _, _) in self.rungs().items() if reached == "reached"]
 
     def rungs(self) -> dict[str, tuple[str, str, set[str]]]:
-        (ladder,) = ladders([self.detector], list(self.suites.values()), list(self.experiments.values()), list(self.claims.values()))
+        (ladder,) = ladders([self.detector], list(self.suites.values()), list(self.experiments.values()), [self.audit], list(self.claims.values()))
         return {rung.name: (rung.reached, rung.why, set(rung.claims)) for rung in ladder.rungs}
 
     def without(self, *names: str) -> "Case":
@@ -86,8 +88,12 @@ def claim_of(name: str, on: str, quantity: str, op: str, threshold: float, *, re
     return ClaimRecord.model_validate(fields)
 
 
+def point(strength: float, change: float) -> DosePoint:
+    return DosePoint(strength=strength, change=change, low=change - 0.5, high=change + 0.5, nulls=(), direct=None, failed=None)
+
+
 def experiment_of(id: str, on: str, strengths: tuple[float, ...], action: str = "add", effect: str = "logit difference") -> ExperimentRecord:
-    points = [DosePoint(strength=strength, change=1.0, low=0.5, high=1.5, nulls=(), direct=None, failed=None) for strength in strengths]
+    points = [point(strength, 1.0 if strength > 0 else -1.0) for strength in strengths]
     fields = {
         "id": id,
         "detector": "honesty",
@@ -95,6 +101,8 @@ def experiment_of(id: str, on: str, strengths: tuple[float, ...], action: str = 
         "suite": on,
         "suite_digest": sha(on),
         "effect": effect,
+        "effect_digest": sha(effect),
+        "scored": None,
         "recomputable": True,
         "action": action,
         "unit": "vector",
@@ -155,6 +163,21 @@ DETECTOR = DetectorRecord(
     file=None,
     file_digest=None,
 )
+AUDIT = AuditRecord(
+    id="a",
+    file="audit_a.py",
+    function="audit_a",
+    title="A",
+    doc="",
+    about="instrument",
+    severity="medium",
+    controls=(),
+    source_digest=sha("source"),
+    unplanned=None,
+    verdict="PASS",
+    error=None,
+    claims=(),
+)
 HIGH = Case(
     claims={
         "tells": claim_of("tells", HOME, "auroc", ">=", 0.9, nulls=(BEATEN,)),
@@ -167,6 +190,7 @@ HIGH = Case(
     experiments={"push": experiment_of(PUSH, HOME, (-2.0, -1.0, 2.0)), "again": experiment_of(AGAIN, AWAY, (-2.0, -1.0, 2.0))},
     suites={name: suite_of(name, name == MATCHED) for name in ("pairs[train]", HOME, AWAY, MATCHED, BENIGN)},
     detector=DETECTOR,
+    audit=AUDIT,
 )
 LOW = HIGH.without(*(name for name in HIGH.claims if "away" in name or "again" in name))
 """Up to causal, on the suite that it was fitted on alone."""
@@ -268,6 +292,43 @@ def test_what_is_not_causal_is_selective_at_most(case, why):
     assert case.rungs()["general"][0] == "not reached"
 
 
+ONLY = {"over_null": True}
+
+
+@pytest.mark.parametrize(
+    ("claim", "change", "changes", "why"),
+    [
+        ("push both ways", ONLY, (-1.0, 1.0), None),
+        ("push both ways", ONLY, (-1.0, -0.2), ONE_WAY),  # less of a fall than along directions with nothing to find
+        ("push both ways", ONLY, (-0.2, 1.0), ONE_WAY),
+        ("push slope", ONLY, (-0.2, 1.0), None),
+        ("push slope", ONLY, (1.0, -1.0), NOT_MOVED),
+        ("push slope", ONLY | {"op": "<"}, (1.0, -1.0), None),
+        ("push slope", ONLY | {"quantity": "change", "strength": 2.0}, (-1.0, 1.0), None),
+        ("push slope", ONLY | {"quantity": "change", "strength": 2.0}, (-1.0, 0.2), NOT_MOVED),
+        ("push slope", ONLY | {"quantity": "change", "strength": -2.0, "op": "<"}, (-1.0, 0.2), None),
+        ("push slope", ONLY | {"quantity": "change", "strength": -2.0}, (-1.0, 1.0), NOT_MOVED),
+    ],
+)
+def test_what_beats_its_null_alone_while_the_effect_goes_elsewhere_is_no_push(claim, change, changes, why):
+    first, last = changes
+    case = LOW.claim(claim, **change).experiment("push", points=(point(-2.0, first), point(2.0, last)))
+    if claim == "push slope" and why == NOT_MOVED:
+        case = case.without("push both ways")
+    assert (why is None) == ("causal" in case.reached())
+    assert why is None or why in case.rungs()["causal"][1]
+
+
+def test_the_score_of_a_detector_is_no_behaviour():
+    case = LOW.experiment("push", scored="another").experiment("again", scored="another")
+    assert case.reached() == ["read", "selective"]
+    assert "nothing that the model says" in case.rungs()["causal"][1]
+
+
+def test_what_an_audit_claims_that_failed_as_a_tool_shows_nothing():
+    assert replace(HIGH, audit=AUDIT.model_copy(update={"verdict": Verdict.ERROR, "error": "it broke"})).reached() == []
+
+
 def ablated(op: str = "<", *, effect: str = "logit difference", nulls=(BEATEN,), action: str = "project_out", at: float = 1.0, push=None) -> Case:
     """Steered along without a sign reversal, where the claim differs as `push` says, and ablated."""
     case = LOW.without("push both ways").claim("push slope", **(push or {}))
@@ -346,4 +407,4 @@ def test_a_baseline_that_does_as_well_is_named():
 
 
 def test_a_detector_without_a_claim_has_no_ladder():
-    assert ladders([DETECTOR], list(HIGH.suites.values()), [], [HIGH.claims["tells"].model_copy(update={"detector_digest": sha("x")})]) == ()
+    assert ladders([DETECTOR], list(HIGH.suites.values()), [], [AUDIT], [HIGH.claims["tells"].model_copy(update={"detector_digest": sha("x")})]) == ()

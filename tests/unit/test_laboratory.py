@@ -76,6 +76,17 @@ def plain(model, name, prompt, tokens, modules, change):
     }[name]
 
 
+def test_shuffles_that_give_the_very_direction_do_as_much_as_it(model):
+    few = mi.suite([{"id": each.id, "text": each.text, "group": f"{row // 2}", "label": row % 2 == 1} for row, each in enumerate(FIT.prompts[:4])], name="few")
+    spec = steer(mi.probe("few", method="difference_of_means", at=mi.at("resid_post", layer=LAYER), fit=few), controls=True)
+    lab = laboratory(model)
+    estimate = lab.estimate(DoseSpec(spec, "slope", over_null=True))
+    handle = lab.experiment(spec).handle
+    same = int(np.isclose(handle.nulls["shuffled labels"] @ handle.own, handle.own @ handle.own).sum())
+    shuffled = next(null for null in (estimate > 0.0).controls.nulls if null.name == "shuffled labels")
+    assert same > 0 and sum(each == shuffled.observed for each in shuffled.statistics) == same
+
+
 @pytest.mark.parametrize("tokens", ["generated", "prompt", "all"])
 @pytest.mark.parametrize("name", KINDS)
 def test_effects_equal_plain_hooks(name, tokens, model, monkeypatch):

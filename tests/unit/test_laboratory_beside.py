@@ -8,16 +8,26 @@ import torch
 from safetensors.torch import load_file
 
 import mi_audit as mi
+from mi_audit.causal.making import _writers
+from mi_audit.causal.rows import Projections
+from mi_audit.causal.tasks import asked
+from mi_audit.engine.variants import Read, read_variants
 from mi_audit.errors import DetectorError
+from mi_audit.model.load import load
+from mi_audit.plan.places import At
 from mi_audit.plan.steering import DoseSpec
 from mi_audit.stats.verdict import Verdict
+from tests.agreement.tiny_models import save_tiny
 from tests.unit.experiments import (
+    ALPHA,
     ASKED,
     CLOSE,
     DRAWS,
+    FIT,
     KINDS,
     LAYER,
     NEUTRAL,
+    READER,
     SHARP,
     STRENGTHS,
     ablate,
@@ -133,13 +143,14 @@ def test_latents_that_change_nothing_where_they_are_silenced_are_no_control(sae,
     own = made.values + 1.0
     moving = np.broadcast_to(made.unsteered + 0.01, draws.shape)
     idle = moving.copy()
-    idle[:20] = made.unsteered + 1e-6
-    assert replace(made, values=own, nulls={name: moving}).idle_nulls() == ()
-    assert replace(made, values=own, nulls={name: idle}).idle_nulls() == (
-        f"20 of the 39 {name} that it is held against change nothing on these prompts, so they control nothing",
-    )
-    idle[19] = moving[19]
-    assert replace(made, values=own, nulls={name: idle}).idle_nulls() == ()
+    idle[:61] = made.unsteered + 1e-6
+    assert len(draws) == 99
+    assert replace(made, values=own, nulls={name: moving}).idle_nulls(ALPHA) == ()
+    few = replace(made, values=own, nulls={name: idle})
+    assert few.idle_nulls(ALPHA) == (f"61 of the 99 {name} that it is held against change nothing on these prompts, and of those that do it takes 39",)
+    assert len(few.active(name)) == 38 and (few.active(name) == moving[61:]).all()
+    idle[60] = moving[60]
+    assert replace(made, values=own, nulls={name: idle}).idle_nulls(ALPHA) == ()
 
 
 def repeated(ids):
@@ -162,6 +173,41 @@ def beside(model, quantity, prompt, tokens, change):
     if quantity == "kl":
         return float((base.exp() * (base - found)).sum(dim=-1).mean())
     return float(-found[torch.arange(len(ids) - 2), list(ids[2:])].mean())
+
+
+def test_a_direction_is_gone_at_the_last_layer_where_positions_are_embedded_too(tmp_path):
+    gpt2 = load(str(save_tiny(tmp_path / "gpt2", "gpt2")), device="cpu", progress=False)
+    lab, spec = laboratory(gpt2), ablate(READER, everywhere=True, effect=KINDS["probability"])
+    handle = lab.experiment(spec).handle
+    unit = torch.tensor(handle.own, dtype=torch.float32)
+    rows = Projections(_writers(gpt2), handle.own[None], (1.0,))
+    ids = ids_of(gpt2, ASKED.prompts[0].text)
+    last = At("resid_post", layer=gpt2.n_layers - 1)
+    read = Read((len(ids) - 1,), lambda found, base: (found @ unit).abs().amax(dim=1, keepdim=True), last)
+    base, found = read_variants(gpt2, ids, tuple(range(len(ids))), rows.places, 1, rows.interventions, read)
+    assert found.item() < 1e-6 < base.item()
+
+
+def test_the_score_at_the_place_that_is_changed_is_no_effect(model):
+    here = mi.probe("here", method="mass_mean", at=mi.at("resid_post", layer=LAYER), fit=FIT)
+    with pytest.raises(DetectorError, match=r"the score is read at resid_post at layer 1, where the model is changed"):
+        laboratory(model).experiment(steer(effect=mi.effects.detector_score(here)))
+
+
+def test_an_end_of_text_that_the_tokenizer_adds_is_not_answered(tmp_path, model):
+    from tokenizers import processors
+
+    folder = save_tiny(tmp_path / "ends")
+    plain = load(str(folder), device="cpu", progress=False)
+    tokenizer = plain.tokenizer
+    begin, end = tokenizer.bos_token, tokenizer.eos_token
+    ids = [(name, tokenizer.convert_tokens_to_ids(name)) for name in (begin, end)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin} $A {end}", special_tokens=ids)
+    tokenizer.save_pretrained(folder)
+    ending = load(str(folder), device="cpu", progress=False)
+    (before,), (after,) = (asked(each, ASKED.prompts[:1], "generated", At("resid_post", layer=1), None) for each in (plain, ending))
+    assert ids_of(ending, ASKED.prompts[0].text)[-1] == ids[1][1] and after.ids[-1] != ids[1][1]
+    assert (after.ids, after.touched) == (ids_of(ending, ASKED.prompts[0].text)[:-1], (len(after.ids) - 1,)) and before.ids[-1] == after.ids[-1]
 
 
 @pytest.mark.parametrize("tokens", ["generated", "prompt"])

@@ -3,6 +3,7 @@
 import inspect
 import re
 from dataclasses import fields, replace
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
@@ -71,7 +72,8 @@ def ablate(detector=PROBE, on=ASKED, effect=EFFECT, everywhere=None, tokens="gen
         (lambda: steer(effect=mi.effects.log_likelihood("missing")), r"log_likelihood\(answer=missing\): prompt '.*' has no field 'missing'; its fields are"),
         (lambda: steer(effect=mi.effects.log_likelihood("count")), r"log_likelihood\(answer=count\): the field 'count' of prompt '.*' holds 0, no text"),
         (lambda: steer(effect=mi.effects.choice("right", "empty")), r"choice\(right=right, wrong=empty\): the field 'empty' of prompt '.*' holds '', no text"),
-        (lambda: ablate(NEURONS), "mlp.hook_post is not of the residual stream's width, so the direction can't be taken out everywhere: everywhere=False"),
+        (lambda: ablate(NEURONS), "directions at mlp.hook_post are not those of the residual stream, so they can't be taken out everywhere: everywhere=False"),
+        (lambda: steer(effect=mi.effects.detector_score(PROBE)), r"detector_score\(probe\) is its own, which it moves whatever the model does with it"),
         (lambda: mi.effects.logit_difference((), "b"), r"mi.effects.logit_difference\(…\): give one text or several, not \(\)"),
         (lambda: mi.effects.probability("a", 3), r"mi.effects.probability\(…\): give one text or several"),
         (lambda: mi.effects.refusal(openings=("",)), r"mi.effects.refusal\(…\): give one text or several"),
@@ -142,7 +144,42 @@ def through(token):
     return compute
 
 
-@pytest.mark.parametrize("maker", [made, with_default, through])
+NEGATED = (-1.0, 2.0)
+
+
+def of_the_module(token):
+    def compute(logits, prompt):
+        return NEGATED[token - 1] * logits[:, 0]
+
+    return compute
+
+
+def wrapped(token):
+    @wraps(letters)
+    def compute(logits, prompt):
+        return token * letters(logits, prompt)
+
+    return compute
+
+
+def letters(logits, prompt):
+    return logits[:, 0]
+
+
+def test_functions_that_cannot_be_told_apart_by_their_source_are_refused():
+    with pytest.raises(PlanError, match="says lambda more than once, so that they can't be told apart; define a function for each"):
+        _, _ = mi.effects.function(lambda logits, prompt: logits[:, 7]), mi.effects.function(lambda logits, prompt: -logits[:, 7])
+    assert mi.effects.function(lambda logits, prompt: logits[:, 7]).source
+
+
+def test_what_a_wrapper_does_counts_and_what_a_function_takes_from_its_module(monkeypatch):
+    assert mi.effects.function(wrapped(2), name="letters") != mi.effects.function(letters)
+    before = mi.effects.function(of_the_module(1))
+    monkeypatch.setitem(globals(), "NEGATED", (1.0, 2.0))
+    assert mi.effects.function(of_the_module(1)) != before
+
+
+@pytest.mark.parametrize("maker", [made, with_default, through, wrapped])
 def test_functions_that_close_over_other_values_are_other_effects(maker):
     one, same, other = (mi.effects.function(maker(token)) for token in (1, 1, 2))
     assert one == same and one.source == same.source
@@ -287,6 +324,22 @@ def no_questions(model):
     assert sweep.at(1).side_effects(on=ASKED).capability_change() >= -0.1
 
 
+def nothing_is_asked(model):
+    sweep, same = sweep_of(model), [{"text": f"q {row}", "answer": " a", "other": " b" if row else " a"} for row in range(4)]
+    assert sweep.at(1).side_effects(on=suite(same, name="same")).capability_change() >= -0.1
+
+
+def neutral_repeated(model):
+    sweep, same = sweep_of(model), [{"id": f"{row}", "text": "q", "answer": " a", "other": " b"} for row in range(4)]
+    assert sweep.at(1).side_effects(on=suite(same, name="same")).capability_change() >= -0.1
+
+
+def answered_in_the_fit(model):
+    answers = suite([{"text": each.text, "response": answer, "label": answer == "no"} for each in ASKED for answer in ("yes", "no")], name="answers")
+    fitted = mi.probe("fitted", method="difference_of_means", at=mi.at("resid_post", layer=1), tokens="response", fit=answers)
+    assert model.steer(fitted, on=ASKED, effect=EFFECT, strengths=(1,)).slope() > 0
+
+
 def decides_nothing(model):
     sweep = sweep_of(model)
     assert sweep.at(1).side_effects(on=FIT["test"]).kl() >= -1
@@ -326,6 +379,9 @@ def null_without_controls(model):
         (score_of_what_has_seen, 2, "reader is tested on fit.*test.*, but its prompt .* also stands"),
         (neutral_seen, 2, "probe is tested on fit.*train.*, but its prompt .* also stands"),
         (neutral_is_no_suite, 2, r"side_effects\(on='text'\): give a suite of neutral text with at least one prompt"),
+        (nothing_is_asked, 2, r"capability_change\(\) on same: the fields 'answer' and 'other' of prompt '.*' hold the same text, so it asks nothing"),
+        (neutral_repeated, 2, "the prompts '.*' and '.*' of same have the same content and different groups"),
+        (answered_in_the_fit, 3, r"fitted is tested on asked, but its prompt '.*' also stands \(as '.*'\) in answers, which it is fitted on"),
         (no_questions, 2, r"capability_change\(\) on asked: prompt .* has no field 'answer'"),
         (decides_nothing, 2, r"kl\(\) at 1 .* >= -1` decides nothing"),
     ],
@@ -341,13 +397,14 @@ def test_a_claim_about_the_model_that_little_changes_needs_a_handle_that_is_show
     reads = ClaimSpec(EstimateSpec(ReadSpec(PROBE, FIT["test"]), "auroc"), ">=", 0.8)
     little, pushes = (ClaimSpec(DoseSpec(steer(), "slope"), op, 0.1) for op in ("<=", ">="))
     assert "tells its classes apart" in missing_instrument(little, [pushes])
-    assert "moves any effect" in missing_instrument(little, [reads])
-    assert "moves any effect" in missing_instrument(little, [reads, little]), "that it moves little elsewhere shows no handle"
+    assert "moves what the model says" in missing_instrument(little, [reads])
+    assert "moves what the model says" in missing_instrument(little, [reads, little]), "that it moves little elsewhere shows no handle"
     assert missing_instrument(little, [reads, pushes]) is None and missing_instrument(pushes, [reads]) is None
+    scored_push = ClaimSpec(DoseSpec(steer(effect=mi.effects.detector_score(NEURONS)), "slope"), ">=", 0.1)
+    assert "moves what the model says" in missing_instrument(little, [reads, scored_push]), "a score at a later layer is nothing that it says"
     beside = ClaimSpec(DoseSpec(steer(), "kl", 1.0, neutral=FIT["test"]), "<=", 0.1)
-    assert "moves any effect" in missing_instrument(beside, [reads])
-    scored = ClaimSpec(DoseSpec(steer(effect=mi.effects.detector_score(NEURONS)), "slope"), ">=", 0.1)
-    assert "says nothing of how the model behaves" in missing_instrument(scored, [reads, pushes])
+    assert "moves what the model says" in missing_instrument(beside, [reads])
+    assert "says nothing of how the model behaves" in missing_instrument(scored_push, [reads, pushes])
 
 
 def test_suites_put_together_have_the_sources_of_their_parts():

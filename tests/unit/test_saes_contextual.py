@@ -6,13 +6,16 @@ import numpy as np
 import pytest
 import torch
 
+import mi_audit as mi
 from mi_audit.detectors.latents import FittedLatents
 from mi_audit.engine.batches import plan_batches
 from mi_audit.engine.capture import Site, capture
 from mi_audit.engine.encoding import encode_all
 from mi_audit.engine.streaming import streamed
+from mi_audit.errors import PlanError
 from mi_audit.model.packing import Packing
 from mi_audit.plan.places import Tokens
+from mi_audit.plan.steering import steer_spec
 from mi_audit.sae_sources import sae
 from mi_audit.saes.every_latent import EveryLatent
 from mi_audit.saes.latents import LatentGroups
@@ -63,6 +66,16 @@ def test_latents_are_those_of_each_prompt_alone(tiny_llama, temporal, packed):
         scores = FittedLatents(None, "", spec.at, groups, None, {}).score_tokens(acts[0].double().numpy())
         np.testing.assert_allclose(scores, latents[:, [1, 2]].sum(dim=1), rtol=1e-4, atol=1e-5 * float(latents.max()))
     assert not torch.allclose(theirs.encode(acts[:, -1:])[0, 0], latents[-1], rtol=0.1), "what came before has to matter"
+
+
+def test_its_latents_are_no_effect_of_an_experiment(temporal):
+    _, spec = temporal
+    fit = mi.suite([{"text": f"{row} {'yes' if row % 2 else 'no'}", "label": bool(row % 2)} for row in range(8)], name="fit")
+    probe = mi.probe("probe", method="difference_of_means", at=mi.at("resid_post", layer=0), fit=fit)
+    score = mi.effects.detector_score(mi.latent(spec, 3, name="latent", found_on=fit))
+    asked = mi.suite([{"text": f"asked {row}"} for row in range(4)], name="asked")
+    with pytest.raises(PlanError, match="latents of the architecture 'temporal', which take whole prompts; read a probe there"):
+        steer_spec(probe, asked, score, (1,), unit=None, tokens="generated", profile=(), controls=False)
 
 
 def test_what_it_explains_and_recovers_is_of_whole_prompts(tiny_llama, temporal):
