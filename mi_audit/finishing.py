@@ -109,10 +109,11 @@ def _verdicts(run: r.RunRecord, asked_for: str) -> Iterator[Line]:
 
 def _claim(claim: r.ClaimRecord) -> str:
     because = f": {'; '.join(claim.reasons)}" if claim.reasons else ""
+    said = f"{claim.verdict}  {claim.detector} on {claim.suite}{f', {claim.effect}' if claim.effect else ''}: {claim.text}"
     if claim.value is None or claim.low is None or claim.high is None:
-        return f"{claim.verdict}  {claim.detector} on {claim.suite}: {claim.text}{because}"
+        return f"{said}{because}"
     estimate = described(claim.quantity, claim.value, claim.low, claim.high, claim.n, claim.groups)
-    return f"{claim.verdict}  {claim.detector} on {claim.suite}: {claim.text}, {estimate}{because}"
+    return f"{said}, {estimate}{because}"
 
 
 def _iso(moment: datetime) -> str:

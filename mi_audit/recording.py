@@ -396,6 +396,7 @@ def _claim(result: AuditResult, index: int, decided: DecidedClaim, bench: "Bench
         over_null=dose is not None and dose.over_null,
         apart=not any(one_source(seen, spec.reading.suite) for seen in spec.reading.detector.suites),
         on=None if dose is None or dose.neutral is None else lab.measured_on(dose).name,
+        effect=None if dose is None or dose.neutral is not None else str(dose.reading.effect),
         op=decided.planned.spec.op,
         threshold=claim.threshold,
         text=claim.text,

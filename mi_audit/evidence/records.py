@@ -324,6 +324,8 @@ class ClaimRecord(Record):
     """Whether the suite has no source in common with any that the detector was made from."""
     on: Name | None = None
     """The suite on which a side effect of an experiment was measured."""
+    effect: Text | None = None
+    """Of an experiment: the effect that the quantity is of, in words; absent for a side effect."""
     op: Op
     """The comparison claimed."""
     threshold: Number

@@ -24,6 +24,7 @@ from tests.unit.bundles import ALPHA, DRAWS, HOSTILE, HOSTILE_PROMPT, Builder, C
 
 STRENGTHS = (-2.0, -1.0, 1.0, 3.0)
 NEUTRAL = "neutral_text"
+EFFECT = "logit_difference(negative=No, positive=Yes)"
 FIRST_NULL, SECOND_NULL = "shuffled labels", "covariance-matched random"
 
 
@@ -85,7 +86,7 @@ def steered(build: Builder, detector, suite, *, name="steers", strengths=STRENGT
     written = [HOSTILE_PROMPT if hostile else ids[0], ids[1]]
     fields = {
         "id": sha(f"{detector.name} {name} {suite.name}"),
-        "effect": "logit_difference(negative=No, positive=Yes)" + (HOSTILE if hostile else ""),
+        "effect": EFFECT + (HOSTILE if hostile else ""),
         "effect_digest": sha("effect"),
         "scored": None,
         "recomputable": True,
@@ -215,6 +216,7 @@ def claim(
         strength=strength,
         over_null=over_null,
         on=NEUTRAL if side else None,
+        effect=None if side else record.effect,
         op=op,
         threshold=threshold,
         text=f"{record.detector} on {record.suite}{at}: {quantity}() {op} {threshold:g}",

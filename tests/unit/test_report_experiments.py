@@ -202,7 +202,8 @@ def test_every_claim_leads_to_its_experiment_and_is_named_in_words(shipped, made
         "change() > null.change() at strength 3",
         "KL divergence, nats per token ≤ 0.05 at strength 1 on neutral_text",
     ):
-        assert f"dishonesty on questions: {words}" in page.text
+        of = "" if words.startswith("KL") else f", {bundles_dose.EFFECT}"
+        assert f"dishonesty on questions{of}: {words}" in page.text
     assert "as low as −0.3; p = 0.01, beaten" in page.text
     assert bundles.sha(f"{NEUTRAL}-03") in cards["claim-2-7"]
     assert bundles.sha("questions-0002") in cards["claim-2-1"]
