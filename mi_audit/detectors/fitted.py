@@ -80,7 +80,8 @@ class FittedDetector:
             "card": dict(self.card),
         }
         text = json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-        return to_safetensors({"direction": self.weight, "centre": self.centre}, {CARD: text})
+        # of a view safetensors would write what lies beside it
+        return to_safetensors({"direction": np.ascontiguousarray(self.weight), "centre": np.ascontiguousarray(self.centre)}, {CARD: text})
 
     def save(self, path: Path) -> None:
         """Write `to_bytes()` to a .safetensors file, whole or not at all.

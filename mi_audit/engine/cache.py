@@ -112,7 +112,7 @@ class ActivationCache:
         """Keep tensors in an entry, unless they are more than a file may hold. A disk that refuses ends the keeping, not the run."""
         if self.trouble is not None or sum(each.nbytes for each in tensors.values()) > MAX_FILE // 2:
             return
-        content = to_safetensors(dict(tensors))
+        content = to_safetensors({name: np.ascontiguousarray(each) for name, each in tensors.items()})  # of a view it would write what lies beside it
         folder = self.folder / entry
         try:
             self._make(folder)

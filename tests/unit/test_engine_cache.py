@@ -52,6 +52,13 @@ def test_what_is_found_is_what_would_pass_bit_for_bit(tiny_llama, tmp_path):
     same(third, plain, [TOP, MEAN])
 
 
+def test_a_view_is_kept_as_what_it_shows(tiny_llama, tmp_path):
+    whole, cache = np.arange(24.0).reshape(3, 2, 4), ActivationCache.of(tiny_llama, tmp_path)
+    cache.put("entry", {"columns": whole[:, 1], "turned": whole[0].T})
+    found = cache.tensors("entry")
+    assert (found["columns"] == whole[:, 1]).all() and (found["turned"] == whole[0].T).all()
+
+
 def test_a_capture_that_breaks_off_goes_on_where_it_was(tiny_llama, tmp_path):
     class Stop:
         left = 3

@@ -150,6 +150,23 @@ def test_what_is_in_the_cache_is_not_measured_again(model, tmp_path, monkeypatch
         assert again(steer(effect=KINDS["function"]))[1]
 
 
+def test_what_was_measured_for_several_experiments_at_once_is_the_same_from_the_cache(model, tmp_path):
+    specs = [steer(effect=KINDS[name], controls=True) for name in ("logit_difference", "probability", "log_odds")]
+
+    def made(cache):
+        lab = laboratory(model, cache)
+        lab.expect(specs)
+        return [lab.experiment(spec) for spec in specs]
+
+    cache = ActivationCache.of(model, tmp_path)
+    for one, *others in zip(made(None), made(cache), made(cache), strict=True):
+        for other in others:
+            np.testing.assert_array_equal(one.unsteered, other.unsteered)
+            np.testing.assert_array_equal(one.values, other.values)
+            np.testing.assert_array_equal(one.direct, other.direct)
+            assert all((draws == other.nulls[name]).all() for name, draws in one.nulls.items())
+
+
 def test_scores_in_the_cache_are_of_what_was_learned(model, tmp_path):
     """A layer that is chosen with another seed is another detector, of the same spec."""
     draw = random.Random(0)
