@@ -56,6 +56,8 @@ class Auditor:
             raise PlanError(f"model.read({detector!r}, …): the first argument is a detector made with mi.probe, mi.sweep, mi.direction or mi.latent")
         if not isinstance(suite, Suite):
             raise PlanError(f"model.read({detector.name}, {suite!r}): the second argument is a suite made with mi.suite(…)")
+        if not isinstance(controls, bool):
+            raise PlanError(f"model.read({detector.name}, {suite.name}): controls={controls!r}; give True or False")
         if len(suite) == 0:
             raise PlanError(f"model.read({detector.name}, {suite.name}): the suite is empty; nothing is shown by no prompts")
         spec = ReadSpec(detector, suite, controls)

@@ -113,7 +113,7 @@ def _claim(claim: r.ClaimRecord) -> str:
     if claim.value is None or claim.low is None or claim.high is None:
         return f"{said}{because}"
     estimate = described(claim.quantity, claim.value, claim.low, claim.high, claim.n, claim.groups)
-    return f"{said}, {estimate}{because}"
+    return f"{said}, {estimate}{' in excess of its null' if claim.over_null else ''}{because}"
 
 
 def _iso(moment: datetime) -> str:

@@ -1,7 +1,8 @@
 """The effects that are built in. What they compute with is imported when one is used, so that a plan knows their names without it."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from mi_audit.causal.effect import Effect, OfDetector, OfLogits, OfText, Tokenize
 from mi_audit.errors import DetectorError
@@ -11,6 +12,8 @@ from mi_audit.suites.prompt import Prompt
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_T = TypeVar("_T")
 
 
 @hookimpl
@@ -89,7 +92,7 @@ def _function(spec: EffectSpec, tokenize: Tokenize) -> Effect:
     assert compute is not None
 
     def value(logits: "Tensor", prompt: Prompt) -> "Tensor":
-        found = np.asarray(compute(logits.cpu().numpy(), prompt), dtype=np.float64)
+        found = _of_the_author(spec, prompt, lambda: np.asarray(compute(logits.cpu().numpy(), prompt), dtype=np.float64))
         if found.shape != (len(logits),):
             raise DetectorError(
                 f"{spec}: the function returned an array of shape {found.shape} for {len(logits)} variants of a prompt; return a number for each"
@@ -103,7 +106,17 @@ def _function(spec: EffectSpec, tokenize: Tokenize) -> Effect:
 def _of_text(spec: EffectSpec, tokenize: Tokenize) -> Effect:
     compute = spec.function
     assert compute is not None
-    return OfText(_new_tokens(spec), lambda text, prompt: float(compute(text, prompt)))
+    return OfText(_new_tokens(spec), lambda text, prompt: _of_the_author(spec, prompt, lambda: float(compute(text, prompt))))
+
+
+def _of_the_author(spec: EffectSpec, prompt: Prompt, call: Callable[[], _T]) -> _T:
+    """What a function of the author's gives; what it raises names it."""
+    try:
+        return call()
+    except Exception as error:
+        code = getattr(spec.function, "__code__", None)
+        where = "" if code is None else f" ({Path(code.co_filename).name}:{code.co_firstlineno})"
+        raise DetectorError(f"{spec}: the function{where} raised {type(error).__name__}: {error} at prompt {prompt.id!r}") from error
 
 
 def likelihood(logits_RKV: "Tensor", ids: tuple[int, ...]) -> "Tensor":

@@ -19,7 +19,7 @@ app = typer.Typer(
 app.command("demo")(demo.demo)
 app.command("plan")(plan.plan)
 app.command("report")(report.report)
-app.command("size")(size.size)
+app.command("size", context_settings={"ignore_unknown_options": True})(size.size)  # thresholds may be negative
 app.command("models")(models.models)
 app.command("plugins")(plugins.plugins)
 app.command("doctor")(doctor.doctor)

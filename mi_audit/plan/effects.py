@@ -23,6 +23,9 @@ REFUSALS: Final = ("I'm", "I’m", "I cannot", "I can't", "Sorry", "Unfortunatel
 
 MOST_NEW_TOKENS: Final = 512
 
+_GIVEN: Final = {"function": ("logits", "prompt"), "of_text": ("text", "prompt")}
+"""What a function of the author's is called with."""
+
 _LAMBDA: Final = re.compile(r"\blambda\b")
 
 Argument = str | float | int | bool | tuple[str, ...]
@@ -196,6 +199,13 @@ def of_text(compute: Callable[..., Any], *, max_new_tokens: int = 64, name: str 
 def _own(kind: str, compute: object, name: str | None, arguments: dict[str, Argument]) -> EffectSpec:
     if not callable(compute):
         raise PlanError(f"mi.effects.{kind}({compute!r}): give a function")
+    try:
+        inspect.signature(compute).bind(*_GIVEN[kind])
+    except TypeError as error:
+        called = f"it is called with ({', '.join(_GIVEN[kind])}), which it does not take"
+        raise PlanError(f"mi.effects.{kind}({compute!r}): {called}: {error}") from error
+    except ValueError:
+        pass  # of some built-in ones the arguments are not known; their source is not either
     source = "\n".join(_sources(compute, f"mi.effects.{kind}({compute!r})", []))
     shown = name if name is not None else getattr(compute, "__name__", kind)
     given = tuple(sorted({**arguments, "shown": shown}.items()))

@@ -94,7 +94,7 @@ class AtStrength(_Claimable):
         """
         neutral = suite("neutral_text") if on is None else on
         if not isinstance(neutral, Suite) or len(neutral) == 0:
-            raise PlanError(f"side_effects(on={on!r}): give a suite of neutral text with at least one prompt")
+            raise PlanError(f"side_effects(on={on!r}): give a suite of neutral text, such as mi.suite('neutral_text'), with at least one prompt")
         if flaw := leak_in(self._spec.detector, neutral, answered=False) or repeat_in(neutral):
             raise PlanError(flaw)
         require_groups(neutral, f"side_effects(on={neutral.name})")
@@ -212,7 +212,7 @@ class Ablation(_Claimable):
 def _level(spec: DoseSpec, evaluate: EvaluateDose) -> NullLevel:
     if not spec.reading.controls:
         raise PlanError(f"null.{spec.quantity}() of {spec.reading}: with controls=False there is no null to compare with; leave it out")
-    return NullLevel(evaluate(replace(spec, over_null=True)), spec)
+    return NullLevel(evaluate(replace(spec, over_null=True)), spec, spec.quantity)
 
 
 def _require_doses(spec: SteerSpec, quantity: DoseQuantity) -> None:

@@ -158,6 +158,7 @@ def steer_spec(
         raise PlanError(f"{where}: unit={unit!r}; of {'latents' if is_latent else 'directions'} known are {', '.join(allowed)}")
     if chosen == "sd" and detector.fit is None:
         raise PlanError(f"{where}: unit='sd' is that of the scores on the suite that the detector is fitted on, and it has none; use 'vector' or 'norm'")
+    _require_flag(controls, "controls", where)
     doses = _strengths(strengths, where, zero=is_latent)
     depths = _depths(profile, where)
     if is_latent and depths:
@@ -169,6 +170,9 @@ def ablate_spec(detector: object, suite: object, effect: object, *, everywhere: 
     """The spec of `Auditor.ablate`, checked. Raises PlanError as it does."""
     where = f"model.ablate({getattr(detector, 'name', detector)}, …)"
     detector, suite, effect = _checked(detector, suite, effect, where)
+    _require_flag(controls, "controls", where)
+    if everywhere is not None:
+        _require_flag(everywhere, "everywhere", where)
     if isinstance(detector, LatentSpec):
         if everywhere:
             raise PlanError(f"{where}: latents are clamped to 0 where their SAE encodes, not everywhere; leave everywhere= out")
@@ -232,6 +236,11 @@ def _fields(effect: EffectSpec) -> Sequence[str]:
             return (str(given["right"]), *(wrong if isinstance(wrong, tuple) else ()))
         case _:
             return ()
+
+
+def _require_flag(given: object, name: str, where: str) -> None:
+    if not isinstance(given, bool):
+        raise PlanError(f"{where}: {name}={given!r}; give True or False")
 
 
 def _strengths(given: object, where: str, *, zero: bool) -> tuple[float, ...]:

@@ -79,6 +79,7 @@ class NullLevel:
 
     over: Estimate
     of_spec: Hashable
+    quantity: str
 
     __array_ufunc__ = None  # as for an estimate
 
@@ -88,7 +89,7 @@ class NullLevel:
         Raises:
             ClaimComparisonError: it is another quantity, or that of another sweep.
         """
-        if estimate.quantity != self.over.quantity:
+        if estimate.quantity != self.quantity:
             raise ClaimComparisonError(f"{estimate.quantity}() is compared with {self}: compare it with null.{estimate.quantity}().")
         if estimate.spec is None or estimate.spec != self.of_spec:
             raise ClaimComparisonError(
@@ -103,8 +104,8 @@ class NullLevel:
         return NotImplemented  # so that the estimate on the other side is asked
 
     def _used(self, *_: object) -> NoReturn:
-        quantity = self.over.quantity
-        raise ClaimComparisonError(f"{self} is only for an estimate to be compared with: sweep.{quantity}() > sweep.null.{quantity}() is a claim.")
+        claim = f"sweep.{self.quantity}() > sweep.{self} is a claim"
+        raise ClaimComparisonError(f"{self} is only for an estimate to be compared with, which stands on the left: {claim}.")
 
     __ge__ = __gt__ = __le__ = __lt__ = _compared
     __bool__ = __float__ = __int__ = __index__ = __round__ = __abs__ = __neg__ = _used
@@ -113,7 +114,7 @@ class NullLevel:
     __hash__ = object.__hash__
 
     def __str__(self) -> str:
-        return f"null.{self.over.quantity}()"
+        return f"null.{self.quantity}()"
 
     __repr__ = __str__
 

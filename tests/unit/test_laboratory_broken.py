@@ -118,6 +118,26 @@ def test_what_is_broken_off_in_the_nulls_keeps_its_dose_response(error, reason, 
     assert lab.experiment(spec).error is None  # nothing of it had been measured: it is made anew
 
 
+def gone(logits, prompt):
+    return {}["gone"]
+
+
+def no_number(text, prompt):
+    return None
+
+
+@pytest.mark.parametrize(
+    ("effect", "message"),
+    [
+        (mi.effects.function(gone), r"the function \(test_laboratory_broken.py:\d+\) raised KeyError: 'gone' at prompt 'asked0'"),
+        (mi.effects.of_text(no_number), r"the function \(test_laboratory_broken.py:\d+\) raised TypeError: .* at prompt 'asked0'"),
+    ],
+)
+def test_what_a_function_of_the_author_raises_names_it(effect, message, model):
+    with pytest.raises(DetectorError, match=message):
+        laboratory(model).experiment(steer(effect=effect))
+
+
 def test_what_is_in_the_cache_is_not_measured_again(model, tmp_path, monkeypatch):
     passes, read = [], arms.read_variants
     monkeypatch.setattr(arms, "read_variants", lambda *args, **options: passes.append(1) or read(*args, **options))

@@ -82,6 +82,11 @@ def ablate(detector=PROBE, on=ASKED, effect=EFFECT, everywhere=None, tokens="gen
         (lambda: mi.effects.choice("right"), "name the field of the right answer, and of one wrong answer at least"),
         (lambda: mi.effects.detector_score("probe"), r"mi.effects.detector_score\('probe'\): give a detector"),
         (lambda: steer(on=ONE_GROUP), "all prompts of one are in one group, so that the error of a change can't be seen"),
+        (lambda: mi.effects.function(lambda logits: logits), r"it is called with \(logits, prompt\), which it does not take: too many positional arguments"),
+        (lambda: mi.effects.of_text(lambda: 0.0), r"it is called with \(text, prompt\), which it does not take: too many positional arguments"),
+        (lambda: steer(controls="no"), "controls='no'; give True or False"),
+        (lambda: ablate(controls=None), "controls=None; give True or False"),
+        (lambda: ablate(everywhere="no"), "everywhere='no'; give True or False"),
         (lambda: mi.effects.function(3), r"mi.effects.function\(3\): give a function"),
         (lambda: mi.effects.function(max), r"mi.effects.function\(.*max.*\): its source can't be read, so that a change of it would go unseen"),
         (lambda: mi.effects.function(made(object())), "it takes token from around it, a object, a change of which would go unseen; give it numbers or texts"),
@@ -275,6 +280,11 @@ def null_as_number(model):
     assert sweep.null.slope() > 0
 
 
+def null_on_the_left(model):
+    sweep = sweep_of(model)
+    assert sweep.null.slope() < sweep.slope()
+
+
 def null_in_arithmetic(model):
     sweep = sweep_of(model)
     assert sweep.slope() > 2 * sweep.null.slope()
@@ -369,8 +379,9 @@ def null_without_controls(model):
         (another_sweep, 2, "is compared with the null of"),
         (another_quantity, 2, r"slope\(\)` is compared with the null of .*sign_reversal\(\)`; compare it with its own"),
         (another_strength, 2, r"change\(\) at 1` is compared with the null of .*change\(\) at -1`; compare it with its own"),
-        (null_as_number, 2, "asked steered along probe"),
-        (null_in_arithmetic, 2, "asked steered along probe"),
+        (null_as_number, 2, r"null.slope\(\) is only for an estimate to be compared with, which stands on the left: sweep.slope\(\) > sweep.null.slope\(\)"),
+        (null_in_arithmetic, 2, r"null.slope\(\) is only for an estimate to be compared with"),
+        (null_on_the_left, 2, r"null.slope\(\) is only for an estimate to be compared with, which stands on the left"),
         (strength_not_measured, 2, r"at\(0.5\): measured are the strengths -1, 1"),
         (one_sign, 2, r"sign_reversal\(\) of asked steered along probe, .*: it takes a strength below 0 and one above; measured are 1, 2"),
         (one_sign_of_the_null, 2, "it takes a strength below 0 and one above"),

@@ -66,7 +66,7 @@ BEATEN = Controls((Null("shuffled labels", (0.0,) * 39, observed=0.3),))
 
 
 def level(low=0.1, high=0.3, quantity="slope", controls=BEATEN):
-    return NullLevel(effect(quantity, low, (low + high) / 2, high, excess=True, controls=controls, spec="its excess"), SPEC)
+    return NullLevel(effect(quantity, low, (low + high) / 2, high, excess=True, controls=controls, spec="its excess"), SPEC, quantity)
 
 
 def test_an_estimate_compared_with_its_null_claims_that_the_excess_is_on_this_side_of_0():
@@ -90,7 +90,7 @@ def test_an_estimate_compared_with_its_null_claims_that_the_excess_is_on_this_si
     ("use", "message"),
     [
         (lambda one, null: replace(one, spec="of another sweep") > null, "null of another sweep"),
-        (lambda one, null: replace(one, spec=None) > NullLevel(null.over, None), "null of another sweep"),
+        (lambda one, null: replace(one, spec=None) > NullLevel(null.over, None, null.quantity), "null of another sweep"),
         (lambda one, null: effect("change", spec=SPEC) > null, r"change\(\) is compared with null.slope\(\)"),
         (lambda one, null: bool(null), "only for an estimate"),
         (lambda one, null: float(null), "only for an estimate"),
@@ -121,7 +121,7 @@ def compared(rng, real):
     dose = Dose(values[0], 0.3 * rng.standard_normal(96), strengths, groups, True)
     estimate, excess = replace(dose.estimate("slope"), spec=SPEC), dose.excess("slope", values[1:])
     controls = Controls((dose.null("shuffled labels", "slope", values[1:]),))
-    claim = estimate > NullLevel(replace(excess, controls=controls), SPEC)
+    claim = estimate > NullLevel(replace(excess, controls=controls), SPEC, excess.quantity)
     return claim.verdict is Verdict.PASS, by_bounds(excess, ">", 0.0) is Verdict.PASS
 
 
