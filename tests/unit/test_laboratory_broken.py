@@ -77,8 +77,10 @@ def fails_at_last(logits, prompt):
     return logits[:, 3]
 
 
-@pytest.mark.parametrize(("error", "reason"), [(KeyboardInterrupt, "interrupted"), (RuntimeError, "the lights went out")])
-def test_what_is_broken_off_in_the_nulls_keeps_its_dose_response(error, reason, model):
+@pytest.mark.parametrize(
+    ("error", "raised", "reason"), [(KeyboardInterrupt, KeyboardInterrupt, "interrupted"), (RuntimeError, DetectorError, "the lights went out at prompt")]
+)
+def test_what_is_broken_off_in_the_nulls_keeps_its_dose_response(error, raised, reason, model):
     before, lab, spec = left_in(model.hf), laboratory(model), steer(effect=mi.effects.function(fails_at_last), controls=True)
     CALLS.update(left=-1, error=error)
     whole = laboratory(model).experiment(spec)
@@ -89,30 +91,30 @@ def test_what_is_broken_off_in_the_nulls_keeps_its_dose_response(error, reason, 
     assert asked > -1 - CALLS["left"] > along
 
     CALLS["left"] = along + 4
-    with pytest.raises(error):
+    with pytest.raises(raised):
         lab.experiment(spec)
     made = lab.begun[spec]
-    assert made.error == reason and not made.nulls and made.direct is None and not made.written
+    assert reason in made.error and not made.nulls and made.direct is None and not made.written
     np.testing.assert_array_equal(made.values, whole.values)
     np.testing.assert_array_equal(made.values, alone.values)
     assert left_in(model.hf) == before
     CALLS["left"] = -1
     for asks in (lambda: lab.experiment(spec), lambda: lab.estimate(DoseSpec(spec, "slope")), lambda: lab.estimate(DoseSpec(spec, "kl", 1.5, neutral=NEUTRAL))):
-        with pytest.raises(DetectorError, match=f"asked steered along probe, function.*: {reason}"):
+        with pytest.raises(DetectorError, match=f"asked steered along probe, function.*: .*{reason}"):
             asks()
     CALLS["left"] = 7  # at the fourth prompt
     lab = laboratory(model)
-    with pytest.raises(error):
+    with pytest.raises(raised):
         lab.experiment(spec)
     made = lab.begun[spec]
-    assert made.error == reason and not made.nulls and made.suite.ids() == ASKED.ids()[:3]
+    assert reason in made.error and not made.nulls and made.suite.ids() == ASKED.ids()[:3]
     np.testing.assert_array_equal(made.values, whole.values[:, :3])
     np.testing.assert_array_equal(made.unsteered, whole.unsteered[:3])
     with pytest.raises(DetectorError, match=reason):
         lab.estimate(DoseSpec(spec, "slope"))
     CALLS["left"] = 1
     lab = laboratory(model)
-    with pytest.raises(error):
+    with pytest.raises(raised):
         lab.experiment(spec)
     assert not lab.begun and left_in(model.hf) == before
     assert lab.experiment(spec).error is None  # nothing of it had been measured: it is made anew

@@ -389,7 +389,7 @@ def null_without_controls(model):
         (fitted_on, 1, r"probe is tested on fit.*train.*, but its prompt .* also stands .*; test on other groups, e.g. another split"),
         (score_of_what_has_seen, 2, "reader is tested on fit.*test.*, but its prompt .* also stands"),
         (neutral_seen, 2, "probe is tested on fit.*train.*, but its prompt .* also stands"),
-        (neutral_is_no_suite, 2, r"side_effects\(on='text'\): give a suite of neutral text with at least one prompt"),
+        (neutral_is_no_suite, 2, r"side_effects\(on='text'\): give a suite of neutral text, such as mi.suite\('neutral_text'\), with at least one prompt"),
         (nothing_is_asked, 2, r"capability_change\(\) on same: the fields 'answer' and 'other' of prompt '.*' hold the same text, so it asks nothing"),
         (neutral_repeated, 2, "the prompts '.*' and '.*' of same have the same content and different groups"),
         (answered_in_the_fit, 3, r"fitted is tested on asked, but its prompt '.*' also stands \(as '.*'\) in answers, which it is fitted on"),
