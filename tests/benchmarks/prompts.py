@@ -58,9 +58,9 @@ def choose(options: Options, seed: int = 0) -> list[Prompt]:
 def mixed(n: int, seed: int = 0, most_words: int = MOST_WORDS) -> list[Prompt]:
     """`n` plain texts cut from the running text of the shipped suites, of log-normal length."""
     rng = np.random.default_rng(seed)
+    counts = np.exp(rng.normal(np.log(MEDIAN_WORDS), SPREAD, n)).astype(int).clip(3, most_words)  # before the texts, so that a new suite changes no length
     texts = [message.content for prompt in _every(rng) for message in prompt.messages or ()]
     words = " ".join(texts).split()
-    counts = np.exp(rng.normal(np.log(MEDIAN_WORDS), SPREAD, n)).astype(int).clip(3, most_words)
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     cut = [" ".join(words[(start + step) % len(words)] for step in range(count)) for start, count in zip(starts, counts, strict=True)]
     return _distinct([Prompt(f"mixed-{number}", text=text) for number, text in enumerate(cut)])
