@@ -73,6 +73,7 @@ def test_harmful_requests(auditor):
     assert {baseline.name for baseline in estimate.controls.baselines} >= {"length", "bag of words"}
 
 
+@pytest.mark.skipif("MI_AUDIT_PUBLIC_DATA" not in os.environ, reason="takes a minute or two: name the data's folder in MI_AUDIT_PUBLIC_DATA")
 def test_directions_of_refusal(auditor):
     """Steered at layer 16 with prompts that no part of it has seen. The direction of our own suite, from answers that help to answers that refuse, moves the
     beginnings of refusals; that from harmless to harmful instructions (Arditi et al. 2024, arXiv 2406.11717) goes both ways, but so do directions with nothing
