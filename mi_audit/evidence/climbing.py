@@ -170,7 +170,7 @@ def _moves(claim: ClaimRecord, experiment: ExperimentRecord) -> bool:
     points = [point for point in experiment.points if point.strength == claim.strength] if claim.quantity == "change" else [first, last]
     ways = [up if claim.quantity == "change" or point.strength > 0.0 else -up for point in points]
     sure = [way * bound > 0.0 for way, point in zip(ways, points, strict=True) if (bound := point.low if way > 0 else point.high) is not None]
-    return len(sure) == len(points) and (any(sure) if claim.quantity == "slope" else all(sure))
+    return len(sure) == len(points) > 0 and (any(sure) if claim.quantity == "slope" else all(sure))
 
 
 def _direction(claim: ClaimRecord) -> int:
